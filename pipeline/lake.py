@@ -1,0 +1,461 @@
+"""The lake: Delta tables addressed by version, each window of a feed replaced in one transaction.
+
+A window is published as the difference to what the table holds: inserted, changed and gone rows by key,
+in one MERGE. An unchanged re-run is therefore no commit at all, and the table's change feed
+(`delta.enableChangeDataFeed`) is by row, which is what the learner reads.
+
+A row belongs to the earliest window in which it landed. The others are kept in `duplicates_<feed>`, so
+that the tables end the same in whatever order windows are ingested, and nothing is lost when an earlier
+window is corrected and no longer has the row. Every write below is safe to repeat: a process killed
+between two of them leaves nothing that a second run does not complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from pipeline.locking import Locks, locks_of
+from pipeline.schema import (
+    DECISIONS_SCHEMA,
+    FEEDS,
+    QUALITY_SCHEMA,
+    QUARANTINE_SCHEMA,
+    WINDOWS_SCHEMA,
+    Feed,
+)
+from pipeline.settings import Settings
+from pipeline.window import Window
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+    from ibis.backends.duckdb import Backend
+
+# A ledger may look back over the retention of a year of hourly updates and then some; vacuum and log
+# clean-up must not take away a version that it names.
+_RETENTION = "interval 400 days"
+_CONFIGURATION = {
+    "delta.enableChangeDataFeed": "true",
+    "delta.deletedFileRetentionDuration": _RETENTION,
+    "delta.logRetentionDuration": _RETENTION,
+}
+_DAILY = ["landed_date"]  # one folder a day keeps a window's predicate to a few files
+
+
+class LakeError(RuntimeError):
+    """A table or version that was asked for is not there; the message says which and what is."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What one call of `Lake.publish` did.
+
+    Attributes:
+        table_version: the feed's table after it (unchanged if nothing differed).
+        inserted, changed, gone: rows by which the table differs from before.
+        published: rows that count, for each window of the call.
+        duplicates: rows of each window whose key counts elsewhere.
+        late: published rows of each window that happened before it.
+        quarantined: rows of each window in the quarantine.
+    """
+
+    table_version: int
+    inserted: int
+    changed: int
+    gone: int
+    published: Mapping[Window, int] = field(default_factory=dict)
+    duplicates: Mapping[Window, int] = field(default_factory=dict)
+    late: Mapping[Window, int] = field(default_factory=dict)
+    quarantined: Mapping[Window, int] = field(default_factory=dict)
+
+
+class Lake:
+    """The Delta tables below `root` (a folder or an object store's URL)."""
+
+    def __init__(self, root: str, locks: Locks, storage_options: Mapping[str, str] | None = None) -> None:
+        self.root = root.rstrip("/")
+        self._locks = locks
+        self._storage = dict(storage_options) if storage_options else None
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def version(self, table: str) -> int:
+        """The newest version of `table`; -1 where it does not exist yet."""
+        try:
+            return self._open(table).version()
+        except TableNotFoundError:
+            return -1
+
+    def dataset(self, table: str, version: int | None = None) -> ds.Dataset:
+        """`table` at `version` (newest if None) as an Arrow dataset; an empty one at version -1.
+
+        Raises:
+            LakeError: the table has no such version.
+        """
+        if version == -1 or (version is None and self.version(table) == -1):
+            return ds.dataset(_schema_of(table).empty_table())
+        try:
+            return self._open(table, version).to_pyarrow_dataset()
+        except DeltaError as error:  # deltalake has no type of its own for a version that is not there
+            raise LakeError(
+                f"Table {table!r} must have version {version}; it has up to {self.version(table)}."
+            ) from error
+
+    def arrow(
+        self,
+        table: str,
+        version: int | None = None,
+        columns: Sequence[str] | None = None,
+        filter: ds.Expression | None = None,  # noqa: A002 - pyarrow's own word
+    ) -> pa.Table:
+        """`table` at `version` in memory: chosen columns, rows that meet `filter`."""
+        return self.dataset(table, version).to_table(
+            columns=list(columns) if columns is not None else None, filter=filter
+        )
+
+    def ibis(self, connection: Backend, table: str, version: int) -> ir.Table:
+        """`table` at `version` as an Ibis table of `connection`, read lazily."""
+        name = f"{table}_v{version}" if version >= 0 else f"{table}_empty"
+        connection.con.register(name, self.dataset(table, version))
+        return connection.table(name)
+
+    def changes(self, table: str, after_version: int, to_version: int) -> pa.Table:
+        """The net change of a feed's table over the versions `(after_version, to_version]`.
+
+        Returns:
+            The table's columns (of the row as it is now; for a deleted one as it was) and `change`:
+            `insert`, `update` or `delete`, one row a key. A row that ends with the content it had is no
+            change, even if it was rewritten or moved to another landing window in between.
+        """
+        feed = FEEDS[table]
+        columns = feed.table_schema.names
+        if to_version <= after_version or to_version < 0:
+            return feed.table_schema.append(pa.field("change", pa.string())).empty_table()
+        if after_version < 0:
+            everything = self.arrow(table, to_version, columns)
+            return everything.append_column("change", pa.array(["insert"] * len(everything), pa.string()))
+        log = self._open(table, to_version).load_cdf(
+            starting_version=after_version + 1, ending_version=to_version
+        )
+        return _net_changes(pa.table(log), feed)
+
+    # -- publishing ---------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        feed: Feed,
+        windows: Sequence[Window],
+        rows: pa.Table,
+        duplicates: pa.Table,
+        quarantine: pa.Table,
+        lateness_hours: int = 48,
+    ) -> Published:
+        """Replaces `windows` of `feed` by `rows` in one transaction of its table.
+
+        Args:
+            feed: the feed.
+            windows: the windows that are replaced, in order; those without rows end empty.
+            rows: `feed.table_schema`, unique by key, each row's landed_window among `windows`.
+            duplicates: the same columns: rows of these windows whose key is in `rows` already.
+            quarantine: QUARANTINE_SCHEMA: rows of these windows that cannot be used.
+            lateness_hours: the same key can land again within this many hours only, so this far to either
+                side of the windows is looked for it.
+        """
+        schema = feed.table_schema
+        with self._locks(f"publish-{feed.name}"):
+            self._create(feed.name, schema)
+            span = timedelta(hours=lateness_hours)
+            days = ((windows[0].start - span).date(), (windows[-1].end + span).date())
+            plan = _plan(
+                feed, windows, rows.select(schema.names), duplicates.select(schema.names),
+                held=self._of_days(feed.name, days), spare=self._of_days(f"duplicates_{feed.name}", days),
+            )
+            self._replace_windows("quarantine", windows, quarantine.select(QUARANTINE_SCHEMA.names), feed.name)
+            self._replace_duplicates(feed, windows, plan)
+            version = self._merge(feed, plan, days, windows)
+            return Published(
+                table_version=version,
+                inserted=len(plan.inserted), changed=len(plan.changed), gone=len(plan.gone),
+                published=_per_window(plan.counted, windows),
+                duplicates=_per_window(plan.duplicates, windows),
+                late=_per_window(_late(plan.counted), windows),
+                quarantined=_per_window(quarantine, windows),
+            )
+
+    def record_windows(self, log: pa.Table) -> None:
+        """Puts rows (WINDOWS_SCHEMA) into the window log, in the place of those of the same feed and window."""
+        if not len(log):
+            return
+        with self._locks("publish-windows"):
+            self._create("windows", WINDOWS_SCHEMA)
+            merge = self._open("windows").merge(
+                log.select(WINDOWS_SCHEMA.names).cast(WINDOWS_SCHEMA),
+                predicate="t.feed = s.feed AND t.landed_window = s.landed_window AND t.landed_date = s.landed_date",
+                source_alias="s", target_alias="t",
+            )
+            merge.when_matched_update_all().when_not_matched_insert_all().execute()
+
+    def window_log(self) -> pa.Table:
+        """The window log: WINDOWS_SCHEMA, one row a feed and window, in order of window."""
+        log = self.arrow("windows") if self.version("windows") >= 0 else WINDOWS_SCHEMA.empty_table()
+        return log.select(WINDOWS_SCHEMA.names).sort_by([("landed_window", "ascending"), ("feed", "ascending")])
+
+    def append(self, table: str, rows: pa.Table) -> int:
+        """Appends `rows` to a table that nothing rewrites, such as `decisions`; returns its version."""
+        self._create(table, rows.schema)
+        write_deltalake(self._open(table), rows, mode="append", storage_options=self._storage)
+        return self.version(table)
+
+    def compact(self, table: str, before: date) -> None:
+        """Puts the small files of the days before `before` together; contents and change feed stay."""
+        self._open(table).optimize.compact(partition_filters=[("landed_date", "<", before.isoformat())])
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _uri(self, table: str) -> str:
+        return f"{self.root}/{table}"
+
+    def _open(self, table: str, version: int | None = None) -> DeltaTable:
+        return DeltaTable(self._uri(table), version=version, storage_options=self._storage)
+
+    def _create(self, table: str, schema: pa.Schema) -> None:
+        if self.version(table) == -1:
+            DeltaTable.create(
+                self._uri(table), schema, mode="ignore", configuration=_CONFIGURATION,
+                partition_by=_DAILY if "landed_date" in schema.names else None, storage_options=self._storage,
+            )
+
+    def _of_days(self, table: str, days: tuple[date, date]) -> pa.Table:
+        if self.version(table) == -1:
+            return _schema_of(table).empty_table()
+        day = ds.field("landed_date")
+        return self.arrow(
+            table, columns=_schema_of(table).names,
+            filter=(day >= pa.scalar(days[0])) & (day <= pa.scalar(days[1])),
+        )
+
+    def _replace_windows(self, table: str, windows: Sequence[Window], rows: pa.Table, feed: str) -> None:
+        self._create(table, rows.schema)
+        predicate = f"feed = '{feed}' AND ({_sql_windows(windows)})"
+        held = duckdb.arrow(self._of_days(table, (windows[0].start.date(), windows[-1].start.date())))
+        held = held.filter(predicate).to_arrow_table()
+        if _same_rows(held, rows):
+            return
+        if not len(held):
+            write_deltalake(self._open(table), rows, mode="append", storage_options=self._storage)
+            return
+        write_deltalake(
+            self._open(table), rows, mode="overwrite", predicate=predicate, storage_options=self._storage
+        )
+
+    def _replace_duplicates(self, feed: Feed, windows: Sequence[Window], plan: _Plan) -> None:
+        table = f"duplicates_{feed.name}"
+        if _same_rows(plan.spare_before, plan.spare_after):
+            return
+        self._create(table, feed.table_schema)
+        predicate = " OR ".join(
+            f"landed_date = DATE '{day}'" for day in sorted(
+                set(plan.spare_before["landed_date"].to_pylist()) | set(plan.spare_after["landed_date"].to_pylist())
+            )
+        )
+        write_deltalake(
+            self._open(table), plan.spare_after, mode="overwrite", predicate=predicate,
+            storage_options=self._storage,
+        )
+
+    def _merge(
+        self, feed: Feed, plan: _Plan, days: tuple[date, date], windows: Sequence[Window]
+    ) -> int:
+        if not (len(plan.inserted) or len(plan.changed) or len(plan.gone)):
+            return self.version(feed.name)
+        note = CommitProperties(custom_metadata={
+            "evergreen.windows": json.dumps([str(windows[0]), str(windows[-1])]),
+            "evergreen.rows": json.dumps([len(plan.inserted), len(plan.changed), len(plan.gone)]),
+        })
+        if not (len(plan.changed) or len(plan.gone)):
+            write_deltalake(
+                self._open(feed.name), plan.inserted, mode="append", commit_properties=note,
+                storage_options=self._storage,
+            )
+            return self.version(feed.name)
+        source = pa.concat_tables([
+            part.append_column("op", pa.array([op] * len(part), pa.string()))
+            for part, op in ((plan.inserted, "insert"), (plan.changed, "change"), (plan.gone, "delete"))
+        ])
+        merge = self._open(feed.name).merge(
+            source, source_alias="s", target_alias="t", commit_properties=note,
+            predicate=f"t.{feed.key} = s.{feed.key} AND t.landed_date >= DATE '{days[0]}' "
+                      f"AND t.landed_date <= DATE '{days[1]}'",
+        )
+        values = {name: f"s.{name}" for name in feed.table_schema.names}
+        (
+            merge.when_matched_delete(predicate="s.op = 'delete'")
+            .when_matched_update(values, predicate="s.op = 'change'")
+            .when_not_matched_insert(values, predicate="s.op = 'insert'")
+            .execute()
+        )
+        return self.version(feed.name)
+
+
+def open_lake(settings: Settings) -> Lake:
+    """The lake of an installation."""
+    return Lake(settings.lake, locks_of(settings.home, settings.lock_url))
+
+
+# -- the difference between what landed and what is held ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    counted: pa.Table  # the rows of the call's windows that count
+    duplicates: pa.Table  # the rows of the call's windows that do not
+    inserted: pa.Table
+    changed: pa.Table  # new content under a key that is held, rows of other windows included
+    gone: pa.Table
+    spare_before: pa.Table  # duplicates_<feed> of the days concerned
+    spare_after: pa.Table
+
+
+def _plan(
+    feed: Feed, windows: Sequence[Window], rows: pa.Table, duplicates: pa.Table, held: pa.Table, spare: pa.Table
+) -> _Plan:
+    """What must change, from the rows that landed and what table and spare rows hold around their windows."""
+    key = feed.key
+    if not len(held) and not len(spare):  # the first load: nothing to compare with
+        return _Plan(rows, duplicates, rows, rows.slice(0, 0), rows.slice(0, 0), spare,
+                     pa.concat_tables([spare, duplicates]))
+    sql = duckdb.connect()
+    sql.execute("SET TimeZone = 'UTC'")
+    for name, table in (("landed", rows), ("landed_twice", duplicates), ("held", held), ("spare", spare)):
+        sql.register(name, table)
+    names = ", ".join(feed.table_schema.names)
+    mine = _sql_windows(windows)
+    differs = " OR ".join(f"h.{name} IS DISTINCT FROM l.{name}" for name in _content(feed))
+
+    def run(query: str) -> pa.Table:
+        return sql.sql(query).to_arrow_table().cast(feed.table_schema)
+
+    def columns(alias: str) -> str:
+        return ", ".join(f"{alias}.{name}" for name in feed.table_schema.names)
+
+    elsewhere = f"(SELECT * FROM held WHERE NOT ({mine}))"
+    counted = run(f"""SELECT {columns('l')} FROM landed l LEFT JOIN {elsewhere} h USING ({key})
+                      WHERE h.{key} IS NULL OR h.landed_window > l.landed_window""")
+    yielding = run(f"""SELECT {columns('l')} FROM landed l JOIN {elsewhere} h USING ({key})
+                       WHERE h.landed_window < l.landed_window""")
+    displaced = run(f"""SELECT {columns('h')} FROM landed l JOIN {elsewhere} h USING ({key})
+                        WHERE h.landed_window > l.landed_window""")
+    sql.register("counted", counted)
+    inserted = run(f"SELECT {columns('l')} FROM counted l ANTI JOIN held USING ({key})")
+    rewritten = run(f"""SELECT {columns('l')} FROM counted l JOIN held h USING ({key})
+                        WHERE {differs} OR h.landed_window <> l.landed_window""")
+    left = run(f"SELECT {names} FROM held h ANTI JOIN counted USING ({key}) WHERE {mine}")
+    sql.register("left_behind", left)
+    # an earlier copy of a row that left may have landed elsewhere: it counts again
+    restored = run(f"""SELECT {columns('s')} FROM spare s SEMI JOIN left_behind USING ({key})
+                       WHERE NOT ({mine})
+                       QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY landed_window, source_file, source_row) = 1""")
+    sql.register("restored", restored)
+    gone = run(f"SELECT {names} FROM left_behind ANTI JOIN restored USING ({key})")
+    all_duplicates = pa.concat_tables([duplicates, yielding])
+    sql.register("all_duplicates", all_duplicates)
+    sql.register("displaced", displaced)
+    spare_after = run(f"""
+        SELECT {names} FROM all_duplicates
+        UNION ALL SELECT {names} FROM displaced
+        UNION ALL SELECT {columns('s')} FROM spare s ANTI JOIN displaced d
+            ON s.{key} = d.{key} AND s.landed_window = d.landed_window
+            WHERE NOT ({mine}) AND NOT EXISTS (
+                SELECT 1 FROM held h WHERE h.{key} = s.{key} AND h.landed_window = s.landed_window)""")
+    return _Plan(
+        counted, all_duplicates, inserted, pa.concat_tables([rewritten, restored]), gone, spare, spare_after
+    )
+
+
+def _content(feed: Feed) -> list[str]:
+    """The columns that make a row's content: where it came from and how it was filled in are none of it."""
+    return [name for name in (*feed.raw_names, "hour") if name != feed.key]
+
+
+def _net_changes(log: pa.Table, feed: Feed) -> pa.Table:
+    names = feed.table_schema.names
+    sql = duckdb.connect()
+    sql.execute("SET TimeZone = 'UTC'")
+    sql.register("log", log)
+    same = " AND ".join(f"f.{name} IS NOT DISTINCT FROM l.{name}" for name in _content(feed))
+    columns = ", ".join(f"l.{name}" for name in names)
+    # within a commit a row's image before comes before its image after
+    order = "_commit_version {0}, (_change_type IN ('insert', 'update_postimage')) {0}"
+    edge = "SELECT * FROM log QUALIFY row_number() OVER (PARTITION BY {0} ORDER BY {1}) = 1"
+    result = sql.sql(f"""
+        WITH first_image AS ({edge.format(feed.key, order.format("ASC"))}),
+             last_image AS ({edge.format(feed.key, order.format("DESC"))}),
+             net AS (
+                SELECT {columns},
+                    CASE WHEN l._change_type = 'delete' THEN 'delete'
+                         WHEN f._change_type = 'insert' THEN 'insert' ELSE 'update' END AS change,
+                    f._change_type = 'insert' AND l._change_type = 'delete' AS came_and_went,
+                    f._change_type <> 'insert' AND l._change_type <> 'delete' AND {same} AS unchanged
+                FROM first_image f JOIN last_image l USING ({feed.key}))
+        SELECT {", ".join(names)}, change FROM net WHERE NOT came_and_went AND NOT unchanged""").to_arrow_table()
+    return result.cast(feed.table_schema.append(pa.field("change", pa.string())))
+
+
+def _same_rows(one: pa.Table, other: pa.Table) -> bool:
+    if len(one) != len(other):
+        return False
+    if not len(one):
+        return True
+    order = [(name, "ascending") for name in one.schema.names]
+    return bool(one.sort_by(order).equals(other.select(one.schema.names).cast(one.schema).sort_by(order)))
+
+
+def _sql_windows(windows: Sequence[Window]) -> str:
+    """A predicate on landed_window that holds for exactly `windows`, as few ranges as they need."""
+    runs: list[list[Window]] = []
+    for window in sorted(windows):
+        if runs and runs[-1][-1].end == window.start:
+            runs[-1].append(window)
+        else:
+            runs.append([window])
+    stamp = "%Y-%m-%dT%H:00:00Z"
+    return " OR ".join(
+        f"(landed_window >= TIMESTAMP '{run[0].start.strftime(stamp)}' "
+        f"AND landed_window < TIMESTAMP '{run[-1].end.strftime(stamp)}')" for run in runs
+    )
+
+
+def _per_window(rows: pa.Table, windows: Sequence[Window]) -> dict[Window, int]:
+    counts = rows.group_by("landed_window").aggregate([([], "count_all")])
+    found = dict(zip(counts["landed_window"].to_pylist(), counts["count_all"].to_pylist(), strict=True))
+    return {window: found.get(window.start, 0) for window in windows}
+
+
+def _late(rows: pa.Table) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return rows.filter(pc.less(rows["hour"], rows["landed_window"]))
+
+
+def _schema_of(table: str) -> pa.Schema:
+    """The schema of a table that need not exist yet."""
+    schemas: dict[str, Any] = {
+        "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
+        "quality": QUALITY_SCHEMA,
+    }
+    for feed in FEEDS.values():
+        schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema
+    if table not in schemas:
+        raise LakeError(f"A table is one of {sorted(schemas)}; received {table!r}.")
+    return schemas[table]
+
+

@@ -1,0 +1,74 @@
+"""Mutual exclusion by name: between the processes of one machine by file, between machines by PostgreSQL.
+
+Delta's commits are atomic but two writers that each read, decide and write could both decide on the same
+state; MLflow's aliases have no compare-and-set at all. Both are put under one of these locks. A lock is
+released by the operating system or by the server when its holder dies, so a `kill -9` leaves none behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+Locks = Callable[[str], AbstractContextManager[None]]
+
+# The longest holder publishes a year of history in bulk (under a minute, measured); ten times that is a hang.
+PATIENCE_SECONDS = 600
+
+
+class LockNotTaken(RuntimeError):
+    """A lock stayed with another process for longer than `PATIENCE_SECONDS`."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.seconds = seconds
+        super().__init__(
+            f"The lock {name!r} must come free within {seconds:.0f} s; another process holds it. "
+            "Look for a hung ingest or promotion, end it, and run this again."
+        )
+
+
+def file_locks(folder: Path, patience_seconds: float = PATIENCE_SECONDS) -> Locks:
+    """Locks between processes that share `folder` on one machine's disk."""
+
+    @contextmanager
+    def lock(name: str) -> Iterator[None]:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / f"{name}.lock", timeout=patience_seconds):
+                yield
+        except Timeout as error:
+            raise LockNotTaken(name, patience_seconds) from error
+
+    return lock
+
+
+def postgres_locks(url: str, patience_seconds: float = PATIENCE_SECONDS) -> Locks:
+    """Locks between machines that share the PostgreSQL at `url` (advisory, held by the session)."""
+
+    @contextmanager
+    def lock(name: str) -> Iterator[None]:
+        import psycopg2  # only where the locks are PostgreSQL's
+
+        connection = psycopg2.connect(url.replace("postgresql+psycopg2://", "postgresql://"))
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = %s", (int(patience_seconds * 1000),))
+                try:
+                    cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (f"evergreen/{name}",))
+                except psycopg2.errors.LockNotAvailable as error:
+                    raise LockNotTaken(name, patience_seconds) from error
+                yield
+        finally:
+            connection.close()  # ends the session, and with it the lock
+
+    return lock
+
+
+def locks_of(home: Path, lock_url: str | None) -> Locks:
+    """The locks of an installation: PostgreSQL's where it has a URL for them, else files below `home`."""
+    return postgres_locks(lock_url) if lock_url else file_locks(home / "locks")

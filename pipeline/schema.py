@@ -1,0 +1,169 @@
+"""The feeds and the tables that they fill: columns, types, keys. Said once, for door, lake and learner.
+
+A feed's raw columns all arrive as text (or null); cleaning types them. A published table has the feed's
+columns with the user masked, and the columns of provenance that every table shares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+TIME = pa.timestamp("us", tz="UTC")
+
+EVENT_TYPES = ("view", "cart", "purchase", "return", "rating", "search")
+
+PROVENANCE = (
+    pa.field("landed_window", TIME, nullable=False),  # start of the window in which the row landed
+    pa.field("landed_date", pa.date32(), nullable=False),  # its UTC day: the Delta partition
+    pa.field("source_file", pa.string(), nullable=False),  # path below landing/<feed>/
+    pa.field("source_row", pa.int64(), nullable=False),  # line or record number in that file, from 1
+    pa.field("imputed", pa.string()),  # names of the cleaning rules that filled something in, comma separated
+)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One kind of incoming data and the table of the same name.
+
+    Attributes:
+        name: `events`, `items` or `messages`; also the table's name.
+        key: the column that identifies a row, however often it lands.
+        time: the column with the time at which the row happened.
+        columns: the columns that a landing file may carry, typed as published (user_id: raw).
+        required: raw columns without which no row of a file can be used.
+    """
+
+    name: str
+    key: str
+    time: str
+    columns: tuple[pa.Field, ...]
+    required: tuple[str, ...]
+
+    @property
+    def raw_names(self) -> tuple[str, ...]:
+        """The column names that a landing file may carry."""
+        return tuple(field.name for field in self.columns)
+
+    @property
+    def table_schema(self) -> pa.Schema:
+        """The published table: the feed's columns (user_id masked), `hour` (in which the row happened), provenance."""
+        return pa.schema([*self.columns, pa.field("hour", TIME, nullable=False), *PROVENANCE])
+
+
+EVENTS = Feed(
+    name="events",
+    key="event_id",
+    time="event_time",
+    columns=(
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("event_type", pa.string(), nullable=False),
+        pa.field("event_time", TIME, nullable=False),
+        pa.field("user_id", pa.string()),  # null: a guest
+        pa.field("session_id", pa.string()),  # masked like user_id, because a log may have sessions instead of users
+        pa.field("item_id", pa.string()),  # null only for a search that led nowhere
+        pa.field("quantity", pa.float64()),  # units, > 0; a return's quantity is positive too
+        pa.field("price", pa.float64()),  # per unit, in the shop's currency, >= 0
+        pa.field("rating", pa.float64()),  # 1..5
+        pa.field("query", pa.string()),  # the words of a search
+        pa.field("basket_id", pa.string()),  # order or basket, where the shop has one
+    ),
+    required=("event_type", "event_time"),
+)
+
+ITEMS = Feed(
+    name="items",
+    key="change_id",
+    time="change_time",
+    columns=(
+        pa.field("change_id", pa.string(), nullable=False),  # derived from the content where the shop gives none
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("change_time", TIME, nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("description", pa.string()),
+        pa.field("category", pa.string()),
+        pa.field("brand", pa.string()),
+        pa.field("price", pa.float64()),
+        pa.field("stock", pa.float64()),  # units; null: unknown
+    ),
+    required=("item_id", "change_time"),
+)
+
+MESSAGES = Feed(
+    name="messages",
+    key="message_id",
+    time="message_time",
+    columns=(
+        pa.field("message_id", pa.string(), nullable=False),
+        pa.field("message_time", TIME, nullable=False),
+        pa.field("user_id", pa.string()),
+        pa.field("channel", pa.string()),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+    ),
+    required=("message_time", "text"),
+)
+
+FEEDS = {feed.name: feed for feed in (ITEMS, EVENTS, MESSAGES)}  # items first: events are checked against them
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("feed", pa.string(), nullable=False),
+        pa.field("landed_window", TIME, nullable=False),
+        pa.field("landed_date", pa.date32(), nullable=False),
+        pa.field("source_file", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # a stable name, e.g. "malformed_json"
+        pa.field("detail", pa.string()),  # what was seen and what was allowed
+        pa.field("raw", pa.string()),  # the row as it landed, users masked, cut at 64 KiB
+        pa.field("raw_bytes", pa.int64(), nullable=False),  # its length before the cut
+    ]
+)
+
+WINDOWS_SCHEMA = pa.schema(
+    [
+        pa.field("feed", pa.string(), nullable=False),
+        pa.field("landed_window", TIME, nullable=False),
+        pa.field("landed_date", pa.date32(), nullable=False),
+        pa.field("files", pa.int64(), nullable=False),
+        pa.field("rows_in", pa.int64(), nullable=False),  # = published + quarantined + duplicates
+        pa.field("published", pa.int64(), nullable=False),
+        pa.field("quarantined", pa.int64(), nullable=False),
+        pa.field("duplicates", pa.int64(), nullable=False),
+        pa.field("late", pa.int64(), nullable=False),  # published rows that happened before the window
+        pa.field("table_version", pa.int64(), nullable=False),  # of the feed's table after publishing
+        pa.field("manifest", pa.string(), nullable=False),  # JSON: file -> {bytes, sha256}
+        pa.field("warnings", pa.string()),  # JSON list: expectations of severity below critical that failed
+    ]
+)
+
+DECISIONS_SCHEMA = pa.schema(  # append-only: who served when, and why
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("decided_at", TIME, nullable=False),
+        pa.field("action", pa.string(), nullable=False),  # promote hold reject first rollback force set-aside
+        pa.field("version", pa.int64(), nullable=False),  # the model version that the action is about
+        pa.field("champion_before", pa.int64()),
+        pa.field("champion_after", pa.int64()),
+        pa.field("window", TIME),  # the newest landed window that the version has seen
+        pa.field("who", pa.string(), nullable=False),
+        pa.field("reasons", pa.string(), nullable=False),  # JSON list of sentences
+    ]
+)
+
+QUALITY_SCHEMA = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("scored_on", pa.string(), nullable=False),  # window: all its examples before anything learnt them; validation
+        pa.field("window", TIME, nullable=False),  # landed window scored, or newest landed window of the validation
+        pa.field("role", pa.string(), nullable=False),  # champion challenger baseline never_updated
+        pa.field("model_version", pa.int64(), nullable=False),  # 0: the baseline
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("mean", pa.float64(), nullable=False),
+        pa.field("low", pa.float64(), nullable=False),  # 95 % interval over units
+        pa.field("high", pa.float64(), nullable=False),
+        pa.field("examples", pa.int64(), nullable=False),
+        pa.field("challenger", pa.int64(), nullable=False),  # the model version whose update scored this
+    ]
+)

@@ -1,0 +1,102 @@
+"""What an installation of Evergreen is told from outside: places, the masking key, limits.
+
+All settings come from the environment (`EVERGREEN_*`), are checked once when read, and are frozen.
+A function gets the values that it needs, not this object, unless it wires an entire job.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class SettingsError(ValueError):
+    """A setting is missing or out of its range; the message names the variable, the rule and the value."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One installation.
+
+    Attributes:
+        home: folder of everything that this installation writes (`EVERGREEN_HOME`).
+        landing: root of the landing zone (`EVERGREEN_LANDING`, default `<home>/landing`).
+        lake: root of the Delta tables (`EVERGREEN_LAKE`, default `<home>/lake`).
+        reports: folder of the HTML pages and pictures (`EVERGREEN_REPORTS`, default `<home>/reports`).
+        tracking_uri: MLflow's address (`EVERGREEN_MLFLOW`, default a SQLite file below home, good for tests).
+        mask_key: secret key of the user id masking (`EVERGREEN_MASK_KEY`, at least 32 characters).
+        lock_url: PostgreSQL that holds the locks between machines (`EVERGREEN_LOCK_URL`);
+            None: file locks below `home`, right for one machine.
+        tasks: the tasks that are on (`EVERGREEN_TASKS`, comma separated).
+        lateness_hours: a row may land this long after it happened and still count
+            (`EVERGREEN_LATENESS_HOURS`). 48: a shop's exporter that was down for a day catches up within the next.
+        absent_columns: columns that this shop's feeds never carry, as `feed.column`
+            (`EVERGREEN_ABSENT_COLUMNS`); their expectations are left out.
+        expected_feeds: feeds that alert when a window brings no file (`EVERGREEN_EXPECTED_FEEDS`).
+        seed: seed of everything drawn at random (`EVERGREEN_SEED`).
+        encoder: the text encoder's preset (`EVERGREEN_ENCODER`): `minilm`, a folder, or any KerasHub
+            or Hugging Face preset of a BERT-like encoder.
+    """
+
+    home: Path
+    landing: str
+    lake: str
+    reports: Path
+    tracking_uri: str
+    mask_key: str
+    lock_url: str | None = None
+    tasks: tuple[str, ...] = ("recommend",)
+    lateness_hours: int = 48
+    absent_columns: frozenset[str] = frozenset()
+    expected_feeds: tuple[str, ...] = ("events",)
+    seed: int = 20260101
+    encoder: str = "minilm"
+
+    def __post_init__(self) -> None:
+        if len(self.mask_key) < 32:  # HMAC-SHA256's security needs a key no shorter than half its output (RFC 2104, 3)
+            raise SettingsError(
+                "EVERGREEN_MASK_KEY must be a secret of at least 32 characters; received "
+                f"{len(self.mask_key)}. Make one with: python -c 'import secrets; print(secrets.token_hex(32))'"
+            )
+        if not 0 <= self.lateness_hours <= 24 * 90:
+            raise SettingsError(f"EVERGREEN_LATENESS_HOURS must lie in 0..2160; received {self.lateness_hours}.")
+
+
+def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process's environment (or of the mapping given).
+
+    Raises:
+        SettingsError: a variable is missing or out of range.
+    """
+    env = os.environ if environment is None else environment
+    home = Path(env.get("EVERGREEN_HOME", REPOSITORY / ".evergreen")).resolve()
+    return Settings(
+        home=home,
+        landing=env.get("EVERGREEN_LANDING", str(home / "landing")),
+        lake=env.get("EVERGREEN_LAKE", str(home / "lake")),
+        reports=Path(env.get("EVERGREEN_REPORTS", home / "reports")),
+        tracking_uri=env.get("EVERGREEN_MLFLOW", f"sqlite:///{home / 'mlflow.db'}"),
+        mask_key=env.get("EVERGREEN_MASK_KEY", ""),
+        lock_url=env.get("EVERGREEN_LOCK_URL") or None,
+        tasks=_words(env.get("EVERGREEN_TASKS", "recommend")),
+        lateness_hours=_whole("EVERGREEN_LATENESS_HOURS", env.get("EVERGREEN_LATENESS_HOURS", "48")),
+        absent_columns=frozenset(_words(env.get("EVERGREEN_ABSENT_COLUMNS", ""))),
+        expected_feeds=_words(env.get("EVERGREEN_EXPECTED_FEEDS", "events")),
+        seed=_whole("EVERGREEN_SEED", env.get("EVERGREEN_SEED", "20260101")),
+        encoder=env.get("EVERGREEN_ENCODER", "minilm"),
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise SettingsError(f"{name} must be a whole number; received {text!r}.") from error

@@ -1,0 +1,204 @@
+"""The contract between the mechanism and a task: examples, learner, scores, gates, package.
+
+Ingest, checkpoint, replay, gate, promotion and DAGs are written against this file and know no task by
+name. A new task is one network in `models/`, one file in `pipeline/tasks/` that fulfils `Task`, and one
+line in `pipeline/tasks/catalogue.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of one task, a row each.
+
+    Attributes:
+        table: columns `example_id` (string, stable: the same facts give the same id), `unit` (string: who or
+            what the example is about, the resampling unit of the gate's bootstrap and the key of the split),
+            `time` (timestamp UTC), `hour` (timestamp UTC, start of the hour in which it happened), `rows`
+            (int64, how many rows of the task's table the example teaches), and whatever else the task needs.
+    """
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def keep(self, mask: np.ndarray) -> Examples:
+        """The examples where `mask` ([n] bool) is true."""
+        return Examples(self.table.filter(pa.array(mask)))
+
+    def take(self, indices: np.ndarray) -> Examples:
+        """The examples at `indices` ([m] int), in that order."""
+        return Examples(self.table.take(pa.array(indices)))
+
+    @property
+    def taught_rows(self) -> int:
+        """How many rows of the task's table these examples teach."""
+        return int(pc.sum(self.table["rows"]).as_py() or 0)
+
+
+def together(*parts: Examples) -> Examples:
+    """The examples of all parts, one after the other (same columns)."""
+    return Examples(pa.concat_tables([part.table for part in parts]))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model's quality on examples.
+
+    Attributes:
+        frame: one row per example: `example_id`, `unit`, `hour`, one float column per metric (higher is
+            better), and one bool column `slice:<name>` per slice that the example belongs to.
+        metrics: the names of the metric columns, the gate's own first.
+    """
+
+    frame: pd.DataFrame
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GateRules:
+    """What a challenger of this task must show; each number's reason stands where a task states it.
+
+    Attributes:
+        metric: the metric that decides.
+        margin: how much worse than the champion still counts as not worse, relative to the champion's mean.
+        error_rate: stated probability of promoting a model that is worse by more than the margin.
+        least_units: fewer distinct units than this on the validation examples: hold.
+        slice_margin: the same as margin, for each slice.
+        beats_baseline: the challenger must not be shown to be below the plain baseline.
+    """
+
+    metric: str
+    margin: float
+    error_rate: float
+    least_units: int
+    slice_margin: float
+    beats_baseline: bool = True
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a learner is trained in one job.
+
+    Attributes:
+        learning_rate: peak of the rate.
+        warmup_steps: linear rise from 0 to the peak.
+        epochs: most passes over the training examples.
+        patience_epochs: passes without a better tuning loss before stopping; the best pass is kept.
+        batch_size: examples a step.
+        replay_ratio: replayed old examples for each new one.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    epochs: int
+    patience_epochs: int
+    batch_size: int
+    replay_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class State:
+    """All of a learner, in plain arrays and JSON: no pickle, the same bits after a round trip.
+
+    Attributes:
+        arrays: weights, optimizer slots, seed generators' states, growth counters, by path.
+        meta: JSON-able: sizes, vocabularies, settings.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a consumer gets from the registry.
+
+    Attributes:
+        model_code: the models-from-code script of the pyfunc.
+        code_folders: importable folders that the script needs (renamed so that they collide with nobody).
+        artifacts: name -> file or folder, stored with each version.
+        shared: name -> folder that is the same for many versions (the text encoder): stored once by its
+            content's hash and referred to.
+        config: model_config of the script (JSON-able).
+        requirements: exact pip requirements of the pyfunc.
+        input_example: rows that the pyfunc answers.
+        output_example: its answer to them.
+        parameters: inference parameters with their defaults.
+    """
+
+    model_code: Path
+    code_folders: tuple[Path, ...]
+    artifacts: Mapping[str, Path]
+    config: Mapping[str, Any]
+    requirements: tuple[str, ...]
+    input_example: pd.DataFrame
+    output_example: pd.DataFrame
+    parameters: Mapping[str, Any]
+    shared: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Learner(Protocol):
+    """A model together with its vocabularies, optimizer and random state."""
+
+    def grow(self, context: pa.Table, examples: Examples) -> Mapping[str, int]:
+        """Takes in new ids (and changed texts, prices) of the context and counts sightings in the examples.
+
+        Returns counts for the log, such as `{"items_new": 12, "rows_admitted": 3}`.
+        """
+
+    def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Any]:
+        """Shuffled batches of fixed shape (the last one padded with zero weights)."""
+
+    def train_step(self, batch: Any, learning_rate: float) -> float:
+        """One step of the optimizer; returns the batch's loss before it."""
+
+    def loss(self, examples: Examples, batch_size: int) -> float:
+        """The training loss without dropout, mean over the examples."""
+
+    def score(self, examples: Examples) -> Scores:
+        """The model's metrics on each example."""
+
+    def state(self) -> State:
+        """All that `Task.restore` needs to go on bit for bit."""
+
+    def package(self, folder: Path) -> Package:
+        """Writes the consumer's form below `folder`."""
+
+
+class Task(Protocol):
+    """One thing to learn."""
+
+    name: str  # registered model: evergreen-<name>
+    table: str  # the table whose changes it learns
+    context_tables: tuple[str, ...]  # further tables that it reads at a version, such as the catalogue
+    gate: GateRules
+    base_schedule: Schedule
+    update_schedule: Schedule
+
+    def examples(self, tables: Any, rows: pa.Table) -> Examples:
+        """The examples that `rows` (of the task's table, with its columns) teach, as of `tables`' versions."""
+
+    def context(self, tables: Any) -> pa.Table:
+        """What a learner must know of the world at `tables`' versions: ids, texts, prices."""
+
+    def learner(self, seed: int) -> Learner:
+        """The base: pretrained parts and untrained heads."""
+
+    def restore(self, state: State) -> Learner:
+        """The learner that `state` was taken from, bit for bit."""
+
+    def baseline(self, tables: Any, examples: Examples) -> Scores:
+        """The plain method that any model must not fall below, on the same examples."""

@@ -1,0 +1,125 @@
+"""The lake's promises: windows replaced in one transaction, rows counted once in whatever order they come."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.lake import Lake, LakeError
+from pipeline.locking import file_locks
+from pipeline.schema import EVENTS, QUARANTINE_SCHEMA
+from pipeline.window import Window
+
+T0 = datetime(2026, 1, 5, 22, tzinfo=UTC)
+
+
+def window(hours: int) -> Window:
+    return Window(T0 + timedelta(hours=hours))
+
+
+def events(*rows: tuple[str, int, float], file: str = "a.jsonl") -> pa.Table:
+    """Rows (event id, landed hour, price) of one user who buys one item."""
+    records = []
+    for number, (event_id, landed, price) in enumerate(rows, start=1):
+        start = window(landed).start
+        records.append({
+            "event_id": event_id, "event_type": "purchase", "event_time": T0, "user_id": "u", "session_id": None,
+            "item_id": "i", "quantity": 1.0, "price": price, "rating": None, "query": None, "basket_id": None,
+            "hour": T0, "landed_window": start, "landed_date": start.date(), "source_file": file,
+            "source_row": number, "imputed": None,
+        })
+    return pa.Table.from_pylist(records, schema=EVENTS.table_schema)
+
+
+NONE = events()
+NO_QUARANTINE = QUARANTINE_SCHEMA.empty_table()
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake"), file_locks(tmp_path / "locks"))
+
+
+def held(lake: Lake) -> list[tuple[str, datetime, float]]:
+    table = lake.arrow("events")
+    return sorted(zip(*(table[name].to_pylist() for name in ("event_id", "landed_window", "price")), strict=True))
+
+
+def test_an_unchanged_window_is_no_commit(lake: Lake) -> None:
+    first = lake.publish(EVENTS, [window(0)], events(("e1", 0, 1.0), ("e2", 0, 2.0)), NONE, NO_QUARANTINE)
+    again = lake.publish(
+        EVENTS, [window(0)], events(("e2", 0, 2.0), ("e1", 0, 1.0), file="b.jsonl"), NONE, NO_QUARANTINE
+    )
+    assert (first.inserted, again.inserted, again.changed, again.gone) == (2, 0, 0, 0)
+    assert again.table_version == first.table_version
+
+
+def test_a_corrected_window_changes_only_the_rows_that_differ(lake: Lake) -> None:
+    before = lake.publish(
+        EVENTS, [window(0)], events(("e1", 0, 1.0), ("e2", 0, 2.0), ("e3", 0, 3.0)), NONE, NO_QUARANTINE
+    )
+    after = lake.publish(
+        EVENTS, [window(0)], events(("e1", 0, 1.0), ("e2", 0, 9.0), ("e4", 0, 4.0)), NONE, NO_QUARANTINE
+    )
+    assert (after.inserted, after.changed, after.gone) == (1, 1, 1)
+    changes = lake.changes("events", before.table_version, after.table_version)
+    found = dict(zip(changes["event_id"].to_pylist(), changes["change"].to_pylist(), strict=True))
+    assert found == {"e2": "update", "e3": "delete", "e4": "insert"}
+    assert [row[0] for row in held(lake)] == ["e1", "e2", "e4"]
+
+
+def test_what_was_corrected_back_is_no_change(lake: Lake) -> None:
+    lake.publish(EVENTS, [window(0)], events(("e1", 0, 1.0)), NONE, NO_QUARANTINE)
+    start = lake.version("events")
+    lake.publish(EVENTS, [window(0)], events(("e1", 0, 5.0), ("e2", 0, 1.0)), NONE, NO_QUARANTINE)
+    lake.publish(EVENTS, [window(0)], events(("e1", 0, 1.0)), NONE, NO_QUARANTINE)
+    assert lake.version("events") == start + 2
+    assert len(lake.changes("events", start, start + 2)) == 0
+
+
+LANDINGS = {  # e1 lands in three windows over midnight, e2 in two
+    0: events(("e1", 0, 1.0)),
+    1: events(("e2", 1, 2.0)),
+    3: events(("e1", 3, 1.5), ("e2", 3, 2.5), ("e3", 3, 3.0)),
+    4: events(("e1", 4, 1.7)),
+}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(LANDINGS))[::3])
+def test_the_table_ends_the_same_in_whatever_order_windows_come(lake: Lake, order: tuple[int, ...]) -> None:
+    for hour in order:
+        lake.publish(EVENTS, [window(hour)], LANDINGS[hour], NONE, NO_QUARANTINE)
+    assert held(lake) == [
+        ("e1", window(0).start, 1.0), ("e2", window(1).start, 2.0), ("e3", window(3).start, 3.0)
+    ]
+    lake.publish(EVENTS, [window(0)], NONE, NONE, NO_QUARANTINE)  # window 0 is corrected: e1 was not in it
+    assert held(lake)[0] == ("e1", window(3).start, 1.5)
+    lake.publish(EVENTS, [window(3)], NONE, NONE, NO_QUARANTINE)
+    assert held(lake) == [("e1", window(4).start, 1.7), ("e2", window(1).start, 2.0)]
+
+
+def test_rows_of_a_window_are_published_or_duplicates(lake: Lake) -> None:
+    lake.publish(EVENTS, [window(0)], LANDINGS[0], NONE, NO_QUARANTINE)
+    done = lake.publish(EVENTS, [window(3)], LANDINGS[3], NONE, NO_QUARANTINE)
+    assert (done.published[window(3)], done.duplicates[window(3)]) == (2, 1)
+    assert done.late[window(3)] == 2
+
+
+def test_a_year_in_one_call_equals_hour_by_hour(lake: Lake, tmp_path: Path) -> None:
+    rows = [(f"e{n}", n // 3, float(n)) for n in range(60)]
+    lake.publish(EVENTS, [window(h) for h in range(20)], events(*rows), NONE, NO_QUARANTINE)
+    other = Lake(str(tmp_path / "other"), file_locks(tmp_path / "locks"))
+    for hour in range(20):
+        other.publish(EVENTS, [window(hour)], events(*(r for r in rows if r[1] == hour)), NONE, NO_QUARANTINE)
+    assert held(lake) == held(other)
+    assert (lake.version("events"), other.version("events")) == (1, 20)
+
+
+def test_a_version_that_is_not_there_is_named(lake: Lake) -> None:
+    lake.publish(EVENTS, [window(0)], events(("e1", 0, 1.0)), NONE, NO_QUARANTINE)
+    with pytest.raises(LakeError, match="version 99; it has up to 1"):
+        lake.arrow("events", version=99)
