@@ -15,21 +15,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from pipeline.difference import Plan, difference, net_changes, same_rows, sql_windows
 from pipeline.locking import Locks, locks_of
 from pipeline.schema import (
     DECISIONS_SCHEMA,
     FEEDS,
     QUALITY_SCHEMA,
     QUARANTINE_SCHEMA,
+    TEXT_VECTORS_SCHEMA,
+    TIME,
     WINDOWS_SCHEMA,
     Feed,
 )
@@ -122,12 +126,6 @@ class Lake:
             columns=list(columns) if columns is not None else None, filter=filter
         )
 
-    def ibis(self, connection: Backend, table: str, version: int) -> ir.Table:
-        """`table` at `version` as an Ibis table of `connection`, read lazily."""
-        name = f"{table}_v{version}" if version >= 0 else f"{table}_empty"
-        connection.con.register(name, self.dataset(table, version))
-        return connection.table(name)
-
     def changes(self, table: str, after_version: int, to_version: int) -> pa.Table:
         """The net change of a feed's table over the versions `(after_version, to_version]`.
 
@@ -146,7 +144,7 @@ class Lake:
         log = self._open(table, to_version).load_cdf(
             starting_version=after_version + 1, ending_version=to_version
         )
-        return _net_changes(pa.table(log), feed)
+        return net_changes(pa.table(log), feed)
 
     # -- publishing ---------------------------------------------------------------------------------------
 
@@ -175,7 +173,7 @@ class Lake:
             self._create(feed.name, schema)
             span = timedelta(hours=lateness_hours)
             days = ((windows[0].start - span).date(), (windows[-1].end + span).date())
-            plan = _plan(
+            plan = difference(
                 feed, windows, rows.select(schema.names), duplicates.select(schema.names),
                 held=self._of_days(feed.name, days), spare=self._of_days(f"duplicates_{feed.name}", days),
             )
@@ -245,10 +243,10 @@ class Lake:
 
     def _replace_windows(self, table: str, windows: Sequence[Window], rows: pa.Table, feed: str) -> None:
         self._create(table, rows.schema)
-        predicate = f"feed = '{feed}' AND ({_sql_windows(windows)})"
+        predicate = f"feed = '{feed}' AND ({sql_windows(windows)})"
         held = duckdb.arrow(self._of_days(table, (windows[0].start.date(), windows[-1].start.date())))
         held = held.filter(predicate).to_arrow_table()
-        if _same_rows(held, rows):
+        if same_rows(held, rows):
             return
         if not len(held):
             write_deltalake(self._open(table), rows, mode="append", storage_options=self._storage)
@@ -257,9 +255,9 @@ class Lake:
             self._open(table), rows, mode="overwrite", predicate=predicate, storage_options=self._storage
         )
 
-    def _replace_duplicates(self, feed: Feed, windows: Sequence[Window], plan: _Plan) -> None:
+    def _replace_duplicates(self, feed: Feed, windows: Sequence[Window], plan: Plan) -> None:
         table = f"duplicates_{feed.name}"
-        if _same_rows(plan.spare_before, plan.spare_after):
+        if same_rows(plan.spare_before, plan.spare_after):
             return
         self._create(table, feed.table_schema)
         predicate = " OR ".join(
@@ -273,7 +271,7 @@ class Lake:
         )
 
     def _merge(
-        self, feed: Feed, plan: _Plan, days: tuple[date, date], windows: Sequence[Window]
+        self, feed: Feed, plan: Plan, days: tuple[date, date], windows: Sequence[Window]
     ) -> int:
         if not (len(plan.inserted) or len(plan.changed) or len(plan.gone)):
             return self.version(feed.name)
@@ -306,132 +304,58 @@ class Lake:
         return self.version(feed.name)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Tables of a lake, each at a fixed version: what a task reads, so that a job sees one state of the world.
+
+    Attributes:
+        lake: where the tables are.
+        versions: table -> version; -1 for a table that does not exist yet.
+    """
+
+    lake: Lake
+    versions: Mapping[str, int]
+    _datasets: dict[str, ds.Dataset] = field(default_factory=dict, repr=False, compare=False)
+
+    def dataset(self, table: str) -> ds.Dataset:
+        """`Lake.dataset` at this snapshot's version, opened once: a year of daily files costs 0.5 s to list."""
+        if table not in self._datasets:
+            self._datasets[table] = self.lake.dataset(table, self.versions[table])
+        return self._datasets[table]
+
+    def arrow(
+        self, table: str, columns: Sequence[str] | None = None, filter: ds.Expression | None = None  # noqa: A002
+    ) -> pa.Table:
+        """`table` in memory: chosen columns, rows that meet `filter`."""
+        return self.dataset(table).to_table(
+            columns=list(columns) if columns is not None else None, filter=filter
+        )
+
+    def ibis(self, connection: Backend, table: str) -> ir.Table:
+        """`table` as an Ibis table of `connection`, read lazily."""
+        connection.con.register(table, self.dataset(table))
+        return connection.table(table)
+
+    def rows_from(
+        self, table: str, since: datetime, until: datetime | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """The rows that happened in the hours `[since, until)`, in order of their key.
+
+        A row lands in the hour in which it happened or later, so days that landed before are not read.
+        """
+        hour = ds.field("hour")
+        chosen = (ds.field("landed_date") >= pa.scalar(since.date())) & (hour >= pa.scalar(since, TIME))
+        if until is not None:
+            chosen &= hour < pa.scalar(until, TIME)
+        names = list(columns) if columns is not None else FEEDS[table].table_schema.names
+        key = FEEDS[table].key
+        rows = self.arrow(table, list(dict.fromkeys([*names, key])), chosen)
+        return rows.sort_by([(key, "ascending")]).select(names)
+
+
 def open_lake(settings: Settings) -> Lake:
     """The lake of an installation."""
     return Lake(settings.lake, locks_of(settings.home, settings.lock_url))
-
-
-# -- the difference between what landed and what is held ----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Plan:
-    counted: pa.Table  # the rows of the call's windows that count
-    duplicates: pa.Table  # the rows of the call's windows that do not
-    inserted: pa.Table
-    changed: pa.Table  # new content under a key that is held, rows of other windows included
-    gone: pa.Table
-    spare_before: pa.Table  # duplicates_<feed> of the days concerned
-    spare_after: pa.Table
-
-
-def _plan(
-    feed: Feed, windows: Sequence[Window], rows: pa.Table, duplicates: pa.Table, held: pa.Table, spare: pa.Table
-) -> _Plan:
-    """What must change, from the rows that landed and what table and spare rows hold around their windows."""
-    key = feed.key
-    if not len(held) and not len(spare):  # the first load: nothing to compare with
-        return _Plan(rows, duplicates, rows, rows.slice(0, 0), rows.slice(0, 0), spare,
-                     pa.concat_tables([spare, duplicates]))
-    sql = duckdb.connect()
-    sql.execute("SET TimeZone = 'UTC'")
-    for name, table in (("landed", rows), ("landed_twice", duplicates), ("held", held), ("spare", spare)):
-        sql.register(name, table)
-    names = ", ".join(feed.table_schema.names)
-    mine = _sql_windows(windows)
-    differs = " OR ".join(f"h.{name} IS DISTINCT FROM l.{name}" for name in _content(feed))
-
-    def run(query: str) -> pa.Table:
-        return sql.sql(query).to_arrow_table().cast(feed.table_schema)
-
-    def columns(alias: str) -> str:
-        return ", ".join(f"{alias}.{name}" for name in feed.table_schema.names)
-
-    elsewhere = f"(SELECT * FROM held WHERE NOT ({mine}))"
-    counted = run(f"""SELECT {columns('l')} FROM landed l LEFT JOIN {elsewhere} h USING ({key})
-                      WHERE h.{key} IS NULL OR h.landed_window > l.landed_window""")
-    yielding = run(f"""SELECT {columns('l')} FROM landed l JOIN {elsewhere} h USING ({key})
-                       WHERE h.landed_window < l.landed_window""")
-    displaced = run(f"""SELECT {columns('h')} FROM landed l JOIN {elsewhere} h USING ({key})
-                        WHERE h.landed_window > l.landed_window""")
-    sql.register("counted", counted)
-    inserted = run(f"SELECT {columns('l')} FROM counted l ANTI JOIN held USING ({key})")
-    rewritten = run(f"""SELECT {columns('l')} FROM counted l JOIN held h USING ({key})
-                        WHERE {differs} OR h.landed_window <> l.landed_window""")
-    left = run(f"SELECT {names} FROM held h ANTI JOIN counted USING ({key}) WHERE {mine}")
-    sql.register("left_behind", left)
-    # an earlier copy of a row that left may have landed elsewhere: it counts again
-    restored = run(f"""SELECT {columns('s')} FROM spare s SEMI JOIN left_behind USING ({key})
-                       WHERE NOT ({mine})
-                       QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY landed_window, source_file, source_row) = 1""")
-    sql.register("restored", restored)
-    gone = run(f"SELECT {names} FROM left_behind ANTI JOIN restored USING ({key})")
-    all_duplicates = pa.concat_tables([duplicates, yielding])
-    sql.register("all_duplicates", all_duplicates)
-    sql.register("displaced", displaced)
-    spare_after = run(f"""
-        SELECT {names} FROM all_duplicates
-        UNION ALL SELECT {names} FROM displaced
-        UNION ALL SELECT {columns('s')} FROM spare s ANTI JOIN displaced d
-            ON s.{key} = d.{key} AND s.landed_window = d.landed_window
-            WHERE NOT ({mine}) AND NOT EXISTS (
-                SELECT 1 FROM held h WHERE h.{key} = s.{key} AND h.landed_window = s.landed_window)""")
-    return _Plan(
-        counted, all_duplicates, inserted, pa.concat_tables([rewritten, restored]), gone, spare, spare_after
-    )
-
-
-def _content(feed: Feed) -> list[str]:
-    """The columns that make a row's content: where it came from and how it was filled in are none of it."""
-    return [name for name in (*feed.raw_names, "hour") if name != feed.key]
-
-
-def _net_changes(log: pa.Table, feed: Feed) -> pa.Table:
-    names = feed.table_schema.names
-    sql = duckdb.connect()
-    sql.execute("SET TimeZone = 'UTC'")
-    sql.register("log", log)
-    same = " AND ".join(f"f.{name} IS NOT DISTINCT FROM l.{name}" for name in _content(feed))
-    columns = ", ".join(f"l.{name}" for name in names)
-    # within a commit a row's image before comes before its image after
-    order = "_commit_version {0}, (_change_type IN ('insert', 'update_postimage')) {0}"
-    edge = "SELECT * FROM log QUALIFY row_number() OVER (PARTITION BY {0} ORDER BY {1}) = 1"
-    result = sql.sql(f"""
-        WITH first_image AS ({edge.format(feed.key, order.format("ASC"))}),
-             last_image AS ({edge.format(feed.key, order.format("DESC"))}),
-             net AS (
-                SELECT {columns},
-                    CASE WHEN l._change_type = 'delete' THEN 'delete'
-                         WHEN f._change_type = 'insert' THEN 'insert' ELSE 'update' END AS change,
-                    f._change_type = 'insert' AND l._change_type = 'delete' AS came_and_went,
-                    f._change_type <> 'insert' AND l._change_type <> 'delete' AND {same} AS unchanged
-                FROM first_image f JOIN last_image l USING ({feed.key}))
-        SELECT {", ".join(names)}, change FROM net WHERE NOT came_and_went AND NOT unchanged""").to_arrow_table()
-    return result.cast(feed.table_schema.append(pa.field("change", pa.string())))
-
-
-def _same_rows(one: pa.Table, other: pa.Table) -> bool:
-    if len(one) != len(other):
-        return False
-    if not len(one):
-        return True
-    order = [(name, "ascending") for name in one.schema.names]
-    return bool(one.sort_by(order).equals(other.select(one.schema.names).cast(one.schema).sort_by(order)))
-
-
-def _sql_windows(windows: Sequence[Window]) -> str:
-    """A predicate on landed_window that holds for exactly `windows`, as few ranges as they need."""
-    runs: list[list[Window]] = []
-    for window in sorted(windows):
-        if runs and runs[-1][-1].end == window.start:
-            runs[-1].append(window)
-        else:
-            runs.append([window])
-    stamp = "%Y-%m-%dT%H:00:00Z"
-    return " OR ".join(
-        f"(landed_window >= TIMESTAMP '{run[0].start.strftime(stamp)}' "
-        f"AND landed_window < TIMESTAMP '{run[-1].end.strftime(stamp)}')" for run in runs
-    )
 
 
 def _per_window(rows: pa.Table, windows: Sequence[Window]) -> dict[Window, int]:
@@ -441,8 +365,6 @@ def _per_window(rows: pa.Table, windows: Sequence[Window]) -> dict[Window, int]:
 
 
 def _late(rows: pa.Table) -> pa.Table:
-    import pyarrow.compute as pc
-
     return rows.filter(pc.less(rows["hour"], rows["landed_window"]))
 
 
@@ -450,7 +372,7 @@ def _schema_of(table: str) -> pa.Schema:
     """The schema of a table that need not exist yet."""
     schemas: dict[str, Any] = {
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
-        "quality": QUALITY_SCHEMA,
+        "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA,
     }
     for feed in FEEDS.values():
         schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema

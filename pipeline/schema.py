@@ -155,7 +155,8 @@ DECISIONS_SCHEMA = pa.schema(  # append-only: who served when, and why
 QUALITY_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
-        pa.field("scored_on", pa.string(), nullable=False),  # window: all its examples before anything learnt them; validation
+        # `window`: all examples that it landed, before anything learnt them; or `validation`
+        pa.field("scored_on", pa.string(), nullable=False),
         pa.field("window", TIME, nullable=False),  # landed window scored, or newest landed window of the validation
         pa.field("role", pa.string(), nullable=False),  # champion challenger baseline never_updated
         pa.field("model_version", pa.int64(), nullable=False),  # 0: the baseline
@@ -165,5 +166,13 @@ QUALITY_SCHEMA = pa.schema(
         pa.field("high", pa.float64(), nullable=False),
         pa.field("examples", pa.int64(), nullable=False),
         pa.field("challenger", pa.int64(), nullable=False),  # the model version whose update scored this
+    ]
+)
+
+TEXT_VECTORS_SCHEMA = pa.schema(  # append-only: each text is embedded once per encoder
+    [
+        pa.field("encoder", pa.string(), nullable=False),  # identity of weights, tokenizer and pooling
+        pa.field("content_hash", pa.string(), nullable=False),  # of the text
+        pa.field("vector", pa.binary(), nullable=False),  # little-endian float32 [dimension], unit length
     ]
 )

@@ -61,7 +61,9 @@ class Window:
         try:
             time = datetime.fromisoformat(text)
         except ValueError as error:
-            raise ValueError(f"A window is named by an ISO 8601 hour like 2011-11-14T09:00Z; received {text!r}.") from error
+            raise ValueError(
+                f"A window is named by an ISO 8601 hour like 2011-11-14T09:00Z; received {text!r}."
+            ) from error
         return cls(time if time.tzinfo else time.replace(tzinfo=UTC))
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from pipeline.lake import Snapshot
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Examples:
         table: columns `example_id` (string, stable: the same facts give the same id), `unit` (string: who or
             what the example is about, the resampling unit of the gate's bootstrap and the key of the split),
             `time` (timestamp UTC), `hour` (timestamp UTC, start of the hour in which it happened), `rows`
-            (int64, how many rows of the task's table the example teaches), and whatever else the task needs.
+            (int64, how many rows of the task's table the example teaches), `landed_window` (timestamp UTC,
+            newest of those rows), and whatever else the task needs.
     """
 
     table: pa.Table
@@ -58,8 +62,9 @@ class Scores:
     """One model's quality on examples.
 
     Attributes:
-        frame: one row per example: `example_id`, `unit`, `hour`, one float column per metric (higher is
-            better), and one bool column `slice:<name>` per slice that the example belongs to.
+        frame: one row per example that can be judged, in the examples' order: `example_id`, `unit`, `hour`,
+            one float column per metric (higher is better), and one bool column `slice:<name>` per slice that
+            the example belongs to.
         metrics: the names of the metric columns, the gate's own first.
     """
 
@@ -94,11 +99,12 @@ class Schedule:
 
     Attributes:
         learning_rate: peak of the rate.
-        warmup_steps: linear rise from 0 to the peak.
+        warmup_steps: linear rise from 0 to the peak, which then stays.
         epochs: most passes over the training examples.
         patience_epochs: passes without a better tuning loss before stopping; the best pass is kept.
         batch_size: examples a step.
         replay_ratio: replayed old examples for each new one.
+        least_replayed: at least so many, however few the new ones are.
     """
 
     learning_rate: float
@@ -107,6 +113,7 @@ class Schedule:
     patience_epochs: int
     batch_size: int
     replay_ratio: float = 0.0
+    least_replayed: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,20 +186,40 @@ class Learner(Protocol):
 
 
 class Task(Protocol):
-    """One thing to learn."""
+    """One thing to learn.
 
-    name: str  # registered model: evergreen-<name>
-    table: str  # the table whose changes it learns
-    context_tables: tuple[str, ...]  # further tables that it reads at a version, such as the catalogue
+    Attributes:
+        name: the registered model is `evergreen-<name>`.
+        table: the table whose changes it learns.
+        context_tables: further tables that it reads at a version, such as the catalogue.
+        unit_column: the column of `table` that holds an example's unit.
+        teaching_columns: the columns of `table` from which `teaching` tells which rows teach.
+        gate, base_schedule, update_schedule: its numbers, each with its reason where the task states it.
+    """
+
+    name: str
+    table: str
+    context_tables: tuple[str, ...]
+    unit_column: str
+    teaching_columns: tuple[str, ...]
     gate: GateRules
     base_schedule: Schedule
     update_schedule: Schedule
 
-    def examples(self, tables: Any, rows: pa.Table) -> Examples:
-        """The examples that `rows` (of the task's table, with its columns) teach, as of `tables`' versions."""
+    def teaching(self, tables: Snapshot, rows: pa.Table) -> pa.Table:
+        """Those of `rows` (with `teaching_columns`) that teach something; the others are context only."""
 
-    def context(self, tables: Any) -> pa.Table:
-        """What a learner must know of the world at `tables`' versions: ids, texts, prices."""
+    def examples(self, tables: Snapshot, rows: pa.Table) -> Examples:
+        """The examples that `rows` (of the task's table, all its columns) teach, as of `tables`' versions.
+
+        The inputs of an example are what was known before it happened.
+        """
+
+    def context(self, tables: Snapshot, since: Mapping[str, int] | None) -> pa.Table:
+        """What a learner must know of the world at `tables`' versions: ids, texts, prices.
+
+        Only what changed after the versions `since`, or everything where that is None.
+        """
 
     def learner(self, seed: int) -> Learner:
         """The base: pretrained parts and untrained heads."""
@@ -200,5 +227,5 @@ class Task(Protocol):
     def restore(self, state: State) -> Learner:
         """The learner that `state` was taken from, bit for bit."""
 
-    def baseline(self, tables: Any, examples: Examples) -> Scores:
+    def baseline(self, tables: Snapshot, examples: Examples) -> Scores:
         """The plain method that any model must not fall below, on the same examples."""
