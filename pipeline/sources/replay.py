@@ -1,0 +1,336 @@
+"""Replays a shop's past log as that shop would have landed it: window by window, dirt and all.
+
+The log is read once, all values as text, in the file's order; DuckDB maps its columns and sorts its rows into
+windows. Values are not judged here (that is the door's work): a quantity of "two" lands as "two", and a row
+without a readable time lands in the window of the row before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipeline.sources import SourceError
+from pipeline.sources.files import json_lines, json_lines_bytes, write_file
+from pipeline.sources.mapping import ColumnMapping, TypeRule
+from pipeline.window import HOUR, Window
+
+_EVENT_COLUMNS = (
+    "event_id",
+    "event_type",
+    "event_time",
+    "user_id",
+    "session_id",
+    "item_id",
+    "quantity",
+    "price",
+    "rating",
+    "query",
+    "basket_id",
+)
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+}
+_DOWNLOAD_SECONDS = 60  # without a byte; a slow mirror still sends some
+
+
+class MappedLog:
+    """A source that replays one file through a mapping."""
+
+    def __init__(self, mapping: ColumnMapping, data: str, cache: Path | None = None) -> None:
+        """Takes the mapping and the log's path or URL (downloaded once into `cache`). Reads on first use."""
+        self.mapping = mapping
+        self.name = mapping.name
+        self.absent_columns = mapping.absent_columns
+        self._data, self._cache = data, cache
+
+    @property
+    def first(self) -> datetime:
+        """Start of the first window with a row."""
+        return self._start(int(self._events[1][0]))
+
+    @property
+    def last(self) -> datetime:
+        """End of the last window with a row."""
+        return self._start(int(self._events[1][-1])) + HOUR
+
+    def land(self, windows: Sequence[Window], landing: Path) -> int:
+        """Writes the windows' files; a window in which the log has nothing gets none."""
+        return sum(
+            self._land(feed, rows, hours, window, landing)
+            for feed, (rows, hours) in (("items", self._items), ("events", self._events))
+            for window in windows
+        )
+
+    def _land(
+        self, feed: str, lines: pa.ChunkedArray, hours: np.ndarray, window: Window, landing: Path
+    ) -> int:
+        hour = int(window.start.timestamp()) // 3600
+        begin, end = np.searchsorted(hours, [hour, hour + 1])
+        if begin < end:
+            write_file(landing, feed, window, "log.jsonl", json_lines_bytes(lines.slice(begin, end - begin)))
+        return int(end - begin)
+
+    @staticmethod
+    def _start(hour: int) -> datetime:
+        return datetime.fromtimestamp(hour * 3600, UTC)
+
+    @cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """DuckDB with the table `log`: the mapped rows, `place` (in the file), `moment` (UTC), `hour`."""
+        path = _local_path(self._data, self._cache)
+        connection = duckdb.connect()
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.register("raw", _read_as_text(connection, path, self.mapping))
+        connection.execute(
+            f"CREATE TABLE mapped AS SELECT place, {_event_sql(self.mapping, connection)} FROM raw"
+        )
+        connection.execute(
+            # a row whose time cannot be read was written beside its neighbours
+            "CREATE TABLE log AS SELECT *, coalesce(epoch_us(moment) // 3600000000,"
+            " last_value(epoch_us(moment) // 3600000000 IGNORE NULLS) OVER (ORDER BY place),"
+            " first_value(epoch_us(moment) // 3600000000 IGNORE NULLS) OVER"
+            " (ORDER BY place ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING)) AS hour FROM mapped"
+        )
+        if connection.execute("SELECT count(hour) FROM log").fetchall()[0][0] == 0:
+            raise SourceError(self._no_time(connection, path))
+        return connection
+
+    def _no_time(self, connection: duckdb.DuckDBPyConnection, path: Path) -> str:
+        sample = [row[0] for row in connection.execute("SELECT event_time FROM mapped LIMIT 3").fetchall()]
+        if not sample:
+            return f"The log {path} has no rows. Give the path of another file."
+        return (
+            f"Mapping {self.name!r}: no value of `time.column` = {self.mapping.time_column!r} "
+            f"in {path} is a time. "
+            f"Tried ISO 8601 and formats {list(self.mapping.time_formats)}; the first values are {sample}. "
+            "Add a strptime format to `time.formats`, or `time.unit_seconds` where the time is a number."
+        )
+
+    @cached_property
+    def _events(self) -> tuple[pa.ChunkedArray, np.ndarray]:
+        """All events as JSON lines, in order of window and file, and the hour (since 1970) of each."""
+        columns = ", ".join(_EVENT_COLUMNS)
+        table = self._connection.sql(f"SELECT hour, {columns} FROM log ORDER BY hour, place").to_arrow_table()
+        return self._lines(table)
+
+    @cached_property
+    def _items(self) -> tuple[pa.ChunkedArray, np.ndarray]:
+        """Catalogue changes as JSON lines: at most one per item and hour, only where something is new."""
+        keys = [
+            key
+            for key in ("title", "description", "category", "brand", "price")
+            if key in self.mapping.columns
+        ]
+        if not keys:
+            return pa.chunked_array([[]], pa.string()), np.zeros(0, np.int64)
+        return self._lines(self._connection.sql(_items_sql(keys)).to_arrow_table())
+
+    @staticmethod
+    def _lines(table: pa.Table) -> tuple[pa.ChunkedArray, np.ndarray]:
+        hours = table["hour"].to_numpy()
+        named = [
+            name for name in table.column_names if name != "hour" and table[name].null_count < len(table)
+        ]
+        text = table.select(named)
+        return json_lines(text.cast(pa.schema([(name, pa.string()) for name in named]))), hours
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _read_as_text(connection: duckdb.DuckDBPyConnection, path: Path, mapping: ColumnMapping) -> pa.Table:
+    """The log's rows in the file's order, all columns as text, and `place`, counted from 0."""
+    file = _literal(str(path))
+    readers = {
+        "csv": f"read_csv({file}, all_varchar=true, header=true, null_padding=true, strict_mode=false)",
+        "jsonl": f"read_json({file}, format='newline_delimited', sample_size=-1, ignore_errors=true)",
+        "parquet": f"read_parquet({file})",
+    }
+    try:
+        relation = connection.sql(f"SELECT * FROM {readers[_format(path, mapping)]}")
+        names = relation.columns
+        mapping.check_against(names, f"the log {path}")
+        as_text = ", ".join(f"CAST({_quoted(name)} AS VARCHAR) AS {_quoted(name)}" for name in names)
+        table = connection.sql(f"SELECT {as_text} FROM relation").to_arrow_table()
+    except duckdb.Error as error:
+        raise SourceError(
+            f"The log {path} cannot be read as {_format(path, mapping)}: {error}. "
+            "Check the file, or set `format` in the mapping."
+        ) from error
+    if "place" in names:
+        raise SourceError(f"The log {path} has a column named 'place', which the replay uses. Rename it.")
+    return table.append_column("place", pa.array(np.arange(len(table))))
+
+
+def _format(path: Path, mapping: ColumnMapping) -> str:
+    if mapping.format:
+        return mapping.format
+    for suffix in reversed(path.suffixes):
+        if suffix.lower() in _SUFFIXES:
+            return _SUFFIXES[suffix.lower()]
+    raise SourceError(
+        f"The format of {path.name!r} cannot be told from its name (.csv, .jsonl, .parquet, also .gz, .zst). "
+        "Set `format` in the mapping."
+    )
+
+
+def _event_sql(mapping: ColumnMapping, connection: duckdb.DuckDBPyConnection) -> str:
+    """The select list that turns raw columns into event and item columns and the moment."""
+    names = [name for name in connection.table("raw").columns if name != "place"]
+    chosen = {key: _quoted(column) for key, column in mapping.columns.items()}
+    # the whole row decides the id, so that an exact copy of a row is the same event
+    whole = (
+        "md5(concat_ws(chr(31), " + ", ".join(f"coalesce({_quoted(name)}, chr(30))" for name in names) + "))"
+    )
+    user = chosen.get("user", chosen.get("session", "NULL"))
+    moment = _moment_sql(mapping)
+    iso = f"strftime({moment} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%gZ')"
+    parts = {
+        "event_id": chosen.get("event_id", whole),
+        "event_type": _type_sql(mapping),
+        "event_time": f"coalesce({iso}, {_quoted(mapping.time_column)})",
+        "user_id": user,
+        "session_id": chosen.get("session", "NULL"),
+        "item_id": chosen["item"],
+        "quantity": _signed_sql("quantity", chosen, mapping.type_rules),
+        "price": _signed_sql("price", chosen, mapping.type_rules),
+        "rating": chosen.get("rating", "NULL"),
+        "query": chosen.get("query", "NULL"),
+        "basket_id": chosen.get("basket", "NULL"),
+        **{name: chosen.get(name, "NULL") for name in ("title", "description", "category", "brand")},
+    }
+    columns = ", ".join(f"CAST({sql} AS VARCHAR) AS {name}" for name, sql in parts.items())
+    return f"{columns}, {moment} AS moment"
+
+
+def _moment_sql(mapping: ColumnMapping) -> str:
+    column = _quoted(mapping.time_column)
+    if mapping.time_unit_seconds:
+        microseconds = f"round(TRY_CAST({column} AS DOUBLE) * {mapping.time_unit_seconds * 1e6})"
+        step = f"to_microseconds(CAST({microseconds} AS BIGINT))"
+        return f"(CAST({_literal(mapping.time_origin)} AS TIMESTAMPTZ) + {step})"
+    naive = [f"TRY_CAST({column} AS TIMESTAMP)"]
+    naive += [f"try_strptime({column}, {_literal(text)})" for text in mapping.time_formats]
+    zoned = rf"regexp_matches({column}, ':\d\d.*([zZ]|[+-]\d\d(:?\d\d)?)\s*$')"
+    return (
+        f"CASE WHEN {zoned} THEN TRY_CAST({column} AS TIMESTAMPTZ) "
+        f"ELSE timezone({_literal(mapping.zone)}, coalesce({', '.join(naive)})) END"
+    )
+
+
+def _rule_sql(rule: TypeRule) -> str:
+    column = _quoted(rule.column)
+    if rule.starts_with is not None:
+        return f"coalesce(starts_with({column}, {_literal(rule.starts_with)}), false)"
+    return f"coalesce({column} = {_literal(rule.equals or '')}, false)"
+
+
+def _type_sql(mapping: ColumnMapping) -> str:
+    cases = [f"WHEN {_rule_sql(rule)} THEN {_literal(rule.type)}" for rule in mapping.type_rules]
+    other = "NULL" if mapping.default_type is None else _literal(mapping.default_type)
+    if mapping.type_column:
+        column = _quoted(mapping.type_column)
+        cases += [
+            f"WHEN {column} = {_literal(value)} THEN {_literal(kind)}"
+            for value, kind in mapping.type_values.items()
+        ]
+        other = f"coalesce({column}, {other})"
+    return f"CASE {' '.join(cases)} ELSE {other} END" if cases else other
+
+
+def _signed_sql(key: str, chosen: dict[str, str], rules: tuple[TypeRule, ...]) -> str:
+    if key not in chosen:
+        return "NULL"
+    unsigned = [_rule_sql(rule) for rule in rules if key in rule.make_positive]
+    if not unsigned:
+        return chosen[key]
+    return f"CASE WHEN {' OR '.join(unsigned)} THEN ltrim({chosen[key]}, '-') ELSE {chosen[key]} END"
+
+
+def _items_sql(keys: list[str]) -> str:
+    """Changes of what an hour's rows say about an item.
+
+    The text is the last that the hour's rows give. The price is their median, because one item sells at
+    several prices (by quantity); rows with a price of 0 or less are the shop's own bookings
+    ("damaged", "?") and say nothing of the catalogue.
+    """
+    paid = "WHERE coalesce(TRY_CAST(price AS DOUBLE) > 0, false)" if "price" in keys else ""
+    said = ", ".join(
+        "CAST(quantile_disc(TRY_CAST(price AS DOUBLE), 0.5) AS VARCHAR) AS price"
+        if key == "price"
+        else f"arg_max({key}, place) AS {key}"
+        for key in keys  # arg_max passes over nulls
+    )
+    kept = ", ".join(f"last_value({key} IGNORE NULLS) OVER so_far AS {key}" for key in keys)
+    before = ", ".join(f"lag({key}) OVER so_far AS before_{key}" for key in keys)
+    changed = " OR ".join(f"{key} IS DISTINCT FROM before_{key}" for key in keys)
+    columns = ", ".join(keys)
+    return f"""
+        WITH hourly AS (
+            SELECT item_id, hour, {said} FROM log {paid} GROUP BY item_id, hour HAVING item_id IS NOT NULL),
+        filled AS (
+            SELECT item_id, hour, {kept} FROM hourly WINDOW so_far AS (PARTITION BY item_id ORDER BY hour)),
+        compared AS (SELECT *, {before} FROM filled WINDOW so_far AS (PARTITION BY item_id ORDER BY hour))
+        SELECT hour, md5(concat_ws(chr(31), item_id, hour)) AS change_id, item_id,
+            strftime(make_timestamp(hour * 3600000000), '%Y-%m-%dT%H:%M:%SZ') AS change_time, {columns}
+        FROM compared WHERE {changed} ORDER BY hour, item_id"""
+
+
+def _local_path(data: str, cache: Path | None) -> Path:
+    """The log as a local file; a URL is downloaded once into the cache folder."""
+    if urlsplit(data).scheme not in ("http", "https"):
+        path = Path(data)
+        if not path.is_file():
+            raise SourceError(
+                f"The log must be a file or an http(s) URL; {data!r} is neither. Check the path."
+            )
+        return path
+    if cache is None:
+        raise SourceError(f"A log at a URL needs a folder to keep it in; received {data!r} without `cache`.")
+    path = (
+        cache / f"{hashlib.sha256(data.encode()).hexdigest()[:16]}-{Path(urlsplit(data).path).name or 'log'}"
+    )
+    if not path.exists():
+        _download(data, path)
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    import httpx
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=_DOWNLOAD_SECONDS) as answer:
+            answer.raise_for_status()
+            with unfinished.open("wb") as file:
+                for chunk in answer.iter_bytes():
+                    file.write(chunk)
+        os.replace(unfinished, path)
+    except httpx.HTTPError as error:
+        raise SourceError(
+            f"The log at {url} could not be downloaded: {error}. Download it by hand and give its path."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)

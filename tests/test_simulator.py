@@ -1,0 +1,208 @@
+"""What the simulated shop promises: same bytes for a window, counted dirt, a truth that shows."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections import Counter
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.sources.simulator import ShopSimulator
+from pipeline.window import HOUR, Window
+
+SMALL = {
+    "users": 200,
+    "items": 120,
+    "history_days": 3,
+    "hours": 12,
+    "history_events": 20_000,
+    "events_per_hour": 600,
+    "dirt_share": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def shop() -> ShopSimulator:
+    """A small, very dirty shop."""
+    return ShopSimulator(seed=7, **SMALL)
+
+
+def window_at(shop: ShopSimulator, hour: int) -> Window:
+    """The shop's window that starts this many hours after its first."""
+    return Window(shop.first + HOUR * hour)
+
+
+def files_of(landing: Path) -> dict[str, bytes]:
+    """Every landed file's content by its path."""
+    return {
+        str(path.relative_to(landing)): path.read_bytes() for path in landing.rglob("*") if path.is_file()
+    }
+
+
+def rows_of(landing: Path, window: Window) -> list[dict[str, object] | None]:
+    """The window's event rows out of all formats; None for a line that is not JSON."""
+    rows: list[dict[str, object] | None] = []
+    for path in sorted((landing / "events" / window.folder).iterdir()):
+        if path.suffix == ".jsonl":
+            for line in path.read_text().splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    rows.append(None)
+        elif path.name.endswith(".csv.gz"):
+            with gzip.open(path, "rt") as file:
+                rows += [{name: value or None for name, value in row.items()} for row in csv.DictReader(file)]
+        else:
+            rows += [
+                {**row, "event_time": row["event_time"].isoformat()}
+                for row in pq.read_table(path).to_pylist()
+            ]
+    return rows
+
+
+def test_a_window_has_the_same_bytes_whatever_was_landed_before(shop: ShopSimulator, tmp_path: Path) -> None:
+    window = window_at(shop, 75)
+    shop.land([window_at(shop, hour) for hour in range(60, 75)], tmp_path / "before")
+    shop.land([window], tmp_path / "after")
+    ShopSimulator(seed=7, **SMALL).land([window], tmp_path / "alone")
+    ShopSimulator(seed=7, **{**SMALL, "hours": 40}).land([window], tmp_path / "longer")
+    assert files_of(tmp_path / "after") == files_of(tmp_path / "alone") == files_of(tmp_path / "longer")
+    ShopSimulator(seed=8, **SMALL).land([window], tmp_path / "other")
+    assert files_of(tmp_path / "other") != files_of(tmp_path / "alone")
+
+
+def test_each_kind_of_dirt_is_in_the_files_as_often_as_told(shop: ShopSimulator, tmp_path: Path) -> None:
+    window, before = window_at(shop, 75), [window_at(shop, hour) for hour in range(70, 75)]
+    shop.land([*before, window], tmp_path)
+    rows = rows_of(tmp_path, window)
+    read = [row for row in rows if row is not None]
+    landed_before = {row.get("event_id") for early in before for row in rows_of(tmp_path, early) if row}
+    later = [row for row in read if row["event_id"] in landed_before]
+    ids = Counter(row["event_id"] for row in read if row["event_id"] not in landed_before)
+    own = {row["event_id"]: row for row in read if row["event_id"] not in landed_before}.values()
+    typed = [row for row in own if "yesterday" != row.get("event_time") and row.get("event_time")]
+    moments = [datetime.fromisoformat(str(row["event_time"])) for row in typed]
+    known = set(shop.shop.item_id)
+    assert shop.dirt(window) == {
+        "malformed_line": len(rows) - len(read),
+        "wrong_type": sum(
+            row.get("event_time") == "yesterday" or row.get("price") == "free" or row.get("quantity") == "two"
+            for row in own
+        ),
+        "late_event": sum(moment < window.start for moment in moments),
+        "future_event": sum(moment >= window.end for moment in moments),
+        "null_field": sum(row.get("event_time") is None or row.get("event_type") is None for row in own),
+        "unknown_item": sum(row.get("item_id") is not None and row["item_id"] not in known for row in own),
+        "exact_duplicate": sum(count - 1 for count in ids.values()),
+        "later_duplicate": len(later),
+    }
+    assert min(shop.dirt(window).values()) > 0
+    assert min(moments) >= window.start - timedelta(hours=48)
+
+
+def test_choices_follow_the_stated_probabilities(shop: ShopSimulator) -> None:
+    import numpy as np
+
+    hour, user, draws = 80, 11, 200_000
+    chosen = shop.shop.choose(np.full(draws, user), hour, np.random.default_rng(1).random((draws, 3)))
+    stated = np.array(list(shop.purchase_probabilities("U000011", window_at(shop, hour)).values()))
+    seen = np.bincount(chosen, minlength=len(stated)) / draws
+    assert stated.sum() == pytest.approx(1)
+    assert np.abs(seen - stated).max() < 0.005  # four standard errors of a share of one half: 0.0045
+
+
+def test_customers_buy_their_staples_again_and_again(shop: ShopSimulator) -> None:
+    window = window_at(shop, 80)
+    shares = []
+    for user in range(50):
+        chances = shop.purchase_probabilities(f"U{user:06d}", window)
+        shares.append(sum(chances[item] for item in set(shop.staples_of(f"U{user:06d}", window))))
+    assert 0.58 < sum(shares) / len(shares) < 0.75
+
+
+def test_a_new_collection_takes_a_visible_share_of_the_purchases(shop: ShopSimulator) -> None:
+    window = window_at(shop, 83)
+    fresh = [item for hour in range(72, 84) for item in shop.launched(window_at(shop, hour))]
+    assert len(fresh) == 36
+    chances = [shop.purchase_probabilities(f"U{user:06d}", window) for user in range(50)]
+    assert sum(chance[item] for chance in chances for item in fresh) / 50 > 0.1
+
+
+def test_dearer_items_are_chosen_less_by_their_elasticity(shop: ShopSimulator) -> None:
+    import numpy as np
+
+    factor, _ = shop.shop._hour_choices(80)
+    ratio = shop.shop.prices(80)[: len(factor)] / shop.shop.base_price[: len(factor)]
+    cheap = next(i for i in np.flatnonzero(factor) if ratio[i] < 0.85)
+    assert factor[cheap] == pytest.approx(ratio[cheap] ** -shop.price_elasticity(shop.shop.item_id[cheap]))
+    assert factor[cheap] > 1
+
+
+def test_text_tells_style_and_category(shop: ShopSimulator) -> None:
+    words = {"rustic": "Rustic", "nordic": "Nordic", "vintage": "Vintage", "floral": "Floral", "zen": "Zen"}
+    for number in range(100):
+        text, style = shop.shop.item_text(number), shop.style_of(f"P{number:06d}")
+        assert text["title"].startswith(words.get(style, text["title"].split()[0]))
+        same = [n for n in range(100) if shop.shop.item_text(n)["category"] == text["category"]]
+        assert {shop.shop.item_text(n)["title"].split()[2] for n in same} & {text["title"].split()[2]}
+
+
+def test_stock_and_price_changes_reach_the_items_feed(shop: ShopSimulator, tmp_path: Path) -> None:
+    windows = [window_at(shop, hour) for hour in range(40)]
+    shop.land(windows, tmp_path)
+    latest = {
+        row["item_id"]: row
+        for row in pq.read_table(next((tmp_path / "items" / windows[0].folder).iterdir())).to_pylist()
+    }
+    assert len(latest) == 120
+    for window in windows[1:]:
+        for path in (tmp_path / "items" / window.folder).glob("*.jsonl"):
+            latest |= {row["item_id"]: row for row in map(json.loads, path.read_text().splitlines())}
+    prices, stock = shop.shop.prices(39), shop.shop.stock(39)
+    assert len(latest) == shop.shop.known_items(39)
+    for item_id, row in latest.items():
+        number = int(item_id[1:])
+        assert (row["price"], row["stock"] > 0) == (pytest.approx(prices[number]), stock[number] > 0)
+
+
+def test_messages_land_with_their_intent_and_have_a_known_sentiment(
+    shop: ShopSimulator, tmp_path: Path
+) -> None:
+    window = window_at(shop, 80)
+    shop.land([window], tmp_path)
+    landed = [
+        json.loads(line)
+        for line in (tmp_path / "messages" / window.folder / "inbox.jsonl").read_text().splitlines()
+    ]
+    truth = {row["message_id"]: row for row in shop.messages(window).to_pylist()}
+    assert len(landed) == len(truth) > 0
+    for row in landed:
+        assert row["label"] == truth[row["message_id"]]["intent"]
+        assert truth[row["message_id"]]["sentiment"] in ("positive", "neutral", "negative")
+        assert "sentiment" not in row
+
+
+def test_a_file_is_whole_or_not_there(
+    shop: ShopSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(path: Path, content: bytes) -> int:
+        with open(path, "wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        shop.land([window_at(shop, 80)], tmp_path)
+    assert files_of(tmp_path) == {}
+
+
+def test_hours_outside_the_shop_and_impossible_sizes_are_refused(shop: ShopSimulator, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lands 2026-01-05T00:00Z up to 2026-01-08T12:00Z; received"):
+        shop.land([Window(shop.last)], tmp_path)
+    with pytest.raises(ValueError, match="`items` must be at least 50; received 3"):
+        ShopSimulator(items=3)
