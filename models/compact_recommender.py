@@ -1,0 +1,172 @@
+"""The recommender as consumers use it: plain arrays and numpy, the same logits as the network's.
+
+A request costs the product of one vector with the catalogue and a partial sort; loading it needs neither
+TensorFlow nor Keras, so that a service starts in a second (the text encoder is loaded by its first query).
+The learner scores with this too: what the gate judges is what is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)
+
+
+class CompactRecommender:
+    """Scores and ranks the catalogue. Row 0 of every item array is no item.
+
+    Attributes:
+        ids: [items] object, the item ids; ids[0] is empty.
+        arrays: see `compact_arrays`.
+    """
+
+    def __init__(self, ids: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes the item ids, row 0 included, and the arrays."""
+        self.ids = np.asarray(ids, dtype=object)
+        self.arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        self.index = {item: row for row, item in enumerate(self.ids) if row}
+        self._lengths = np.linalg.norm(self.arrays["items"], axis=1)
+
+    def logits(
+        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray,
+        query_vector: np.ndarray | None = None, has_query: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The logits of all items for each request.
+
+        Args:
+            index: [batch, length] int, rows of the history's items, 0: no item.
+            counts, views, days: [batch, length] float32, as in the network.
+            query_vector: [batch, text_dimension] float32.
+            has_query: [batch] bool.
+
+        Returns:
+            [batch, items] float32; column 0 belongs to no item.
+        """
+        arrays = self.arrays
+        wish, copied = self._user(index, counts, views, days)
+        if query_vector is None or has_query is None or not has_query.any():
+            logits = self._products(wish)
+            logits += arrays["popularity"]
+        else:
+            searching = has_query.astype(np.float32)[:, None]
+            gates = 1.0 + searching * (arrays["search_gates"] - 1.0)
+            words = query_vector @ arrays["text_adapter"] @ arrays["query_kernel"]
+            logits = self._products(gates[:, 2:] * wish + searching * words)
+            logits += gates[:, :1] * arrays["popularity"]
+            copied = gates[:, 1:2] * copied
+        if index.size:
+            np.add.at(logits, (np.arange(len(index))[:, None], index), copied)
+        return logits
+
+    def similarities(self, row: int) -> np.ndarray:
+        """[items] float32: the cosines of all items' vectors with that of `row`."""
+        vectors = self.arrays["items"]
+        lengths = np.maximum(self._lengths * self._lengths[row], 1e-12)
+        return (vectors @ vectors[row]) / lengths
+
+    def _products(self, wish: np.ndarray) -> np.ndarray:
+        """[batch, items]: for a single request the product with a vector, twice as fast as that with a matrix."""
+        if len(wish) == 1:
+            return (self.arrays["items"] @ wish[0])[None, :]
+        return wish @ self.arrays["items"].T
+
+    def _user(
+        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The users' vectors [batch, dimension] and the copy head's logits [batch, length]."""
+        arrays = self.arrays
+        present = (index > 0).astype(np.float32)
+        features = _history_features(counts, views, days, present)
+        user = _user_features(counts, views, present)
+        own = arrays["items"][index]
+        score = own @ arrays["weigh_item"] + features @ arrays["weigh_features"] - 1e9 * (1.0 - present[..., None])
+        if index.shape[1]:
+            score -= score.max(axis=1, keepdims=True)
+        weight = np.exp(score)
+        weight *= present[..., None] / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
+        pooled = np.matmul(weight.transpose(0, 2, 1), own).reshape(len(index), -1)
+        pooled = np.concatenate([pooled, user], axis=1)
+        hidden = _silu(pooled @ arrays["user_hidden_kernel"] + arrays["user_hidden_bias"])
+        wish = pooled @ arrays["user_direct_kernel"] + hidden @ arrays["user_output_kernel"]
+        return wish, self._copied(own, arrays["popularity"][index], features, user) * present
+
+    def _copied(
+        self, own: np.ndarray, popularity: np.ndarray, features: np.ndarray, user: np.ndarray
+    ) -> np.ndarray:
+        arrays = self.arrays
+        kernel = arrays["copy_hidden_kernel"]
+        known = features.shape[-1]
+        mixed = features @ kernel[:known] + (user @ kernel[known:])[:, None, :]
+        hidden = _silu(mixed + arrays["copy_hidden_bias"])
+        logit = features @ arrays["copy_linear"] + arrays["copy_popularity"] * popularity * features[..., 0]
+        return logit + own @ arrays["copy_again"] + hidden @ arrays["copy_output_kernel"]
+
+    def save(self, folder: Path) -> None:
+        """Writes `recommender.safetensors`: the arrays, and the ids as UTF-8 with their offsets."""
+        folder.mkdir(parents=True, exist_ok=True)
+        encoded = [str(item).encode() for item in self.ids]
+        offsets = np.cumsum([0, *(len(item) for item in encoded)], dtype=np.int64)
+        text = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)
+        save_file({**self.arrays, "ids_utf8": text.copy(), "ids_offsets": offsets},
+                  folder / "recommender.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> CompactRecommender:
+        """What `save` wrote."""
+        arrays = load_file(folder / "recommender.safetensors")
+        text, offsets = arrays.pop("ids_utf8").tobytes(), arrays.pop("ids_offsets")
+        ids = [text[start:end].decode() for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        return cls(ids, arrays)
+
+
+def best(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best columns of each row, best first, the lower column first among equals, and their values.
+
+    Args:
+        logits: [batch, items] float32; columns of -inf are never answered but left as -1 at the end.
+        k: how many.
+
+    Returns:
+        [batch, k] int64 and [batch, k] float32.
+    """
+    k_there = min(k, logits.shape[1])
+    if k_there < logits.shape[1]:
+        columns = np.argpartition(logits, logits.shape[1] - k_there, axis=1)[:, -k_there:]
+    else:
+        columns = np.tile(np.arange(logits.shape[1]), (len(logits), 1))
+    values = np.take_along_axis(logits, columns, axis=1)
+    order = np.lexsort((columns, -values), axis=1)
+    columns, values = np.take_along_axis(columns, order, axis=1), np.take_along_axis(values, order, axis=1)
+    missing = ((0, 0), (0, k - k_there))
+    columns = np.pad(np.where(np.isneginf(values), -1, columns), missing, constant_values=-1)
+    return columns, np.pad(values, missing, constant_values=-np.inf)
+
+
+def _history_features(counts: np.ndarray, views: np.ndarray, days: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """As `layers.history_features`."""
+    counts, views = counts * present, views * present
+    bought = (counts > 0).astype(np.float32)
+    log_count = np.log(np.maximum(counts, 1.0))
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    age = np.log1p(days)
+    place = np.broadcast_to(1.0 / (1.0 + np.arange(counts.shape[1], dtype=np.float32)), counts.shape)
+    columns = [
+        bought, bought * (log_count - np.log(total)), bought * age, 1.0 - bought, log_count, np.log1p(views), age,
+        place, *(np.exp(-days / np.float32(span)) for span in RECENCY_DAYS),
+    ]
+    return np.stack(columns, axis=-1).astype(np.float32) * present[..., None]
+
+
+def _user_features(counts: np.ndarray, views: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """As `layers.user_features`."""
+    sums = [(column * present).sum(axis=1) for column in (np.ones_like(present), counts, views)]
+    columns = [(sums[0] > 0).astype(np.float32), *(np.log1p(column) for column in sums)]
+    return np.stack(columns, axis=-1).astype(np.float32)
+
+
+def _silu(values: np.ndarray) -> np.ndarray:
+    return values / (1.0 + np.exp(-np.clip(values, -80.0, 80.0)))

@@ -1,0 +1,220 @@
+"""The recommender's layers: an item's vector, a user's vector, and the copy head over the user's own history.
+
+Buying again is modelled (DESIGN.md, decision 7): on Online Retail counting what a customer bought most often
+beats ALS, item-kNN and a plain attention model, so the copy head *starts* as that count and learns from there,
+and everything else starts at zero beside it (the zero-initialised residual of ReZero, Bachlechner et al., 2020).
+Copying from the input is CopyNet's idea (Gu et al., ACL 2016), for baskets that of RepeatNet (Ren et al., AAAI 2019).
+
+Every layer has its twin in `compact_recommender.py`, which computes the same in numpy for consumers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # a day, a week, a month, a season: the rhythms of buying again
+HISTORY_FEATURES = 8 + len(RECENCY_DAYS)
+USER_FEATURES = 4
+
+# A bought item's logit starts above any popular item's: log of the user's share of purchases + this. The most
+# popular item of a shop has at most a few per cent of all choices (log <= -3), an item bought once among 200
+# purchases -5.3.
+OWN_ITEM_LOGIT = 2.5
+# Of two items bought equally often the later one comes first; small enough never to outweigh a count: log1p of
+# ten years is 8.2, times this 0.008, less than log(101 / 100).
+AGE_LOGIT = -0.001
+
+# A popularity logit is this many times a weight that the optimizer moves: with Adam that multiplies its learning
+# rate, so that a trend of the hour shows within an update of a dozen steps of 1e-3 (12 x 1e-3 x 8 = a tenth).
+POPULARITY_PACE = 8.0
+
+
+def history_features(counts: tf.Tensor, views: tf.Tensor, days: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """What is known of each item of a history.
+
+    Args:
+        counts: [batch, length] float32, purchases of the item.
+        views: [batch, length] float32, other events on the item.
+        days: [batch, length] float32, days since the last of either.
+        present: [batch, length] float32, 1 where there is an item.
+
+    Returns:
+        [batch, length, HISTORY_FEATURES] float32, zeros where there is no item: bought, bought x share of the
+        user's purchases (log), bought x log1p(days), seen only, log(count), log1p(views), log1p(days),
+        1 / (1 + place), and exp(-days / span) for each of RECENCY_DAYS.
+    """
+    counts, views = counts * present, views * present
+    bought = tf.cast(counts > 0, tf.float32)
+    log_count = tf.math.log(tf.maximum(counts, 1.0))
+    total = tf.maximum(tf.reduce_sum(counts, axis=1, keepdims=True), 1.0)
+    age = tf.math.log1p(days)
+    place = tf.range(tf.shape(counts)[1])[None, :]
+    columns = [
+        bought, bought * (log_count - tf.math.log(total)), bought * age, 1.0 - bought, log_count,
+        tf.math.log1p(views), age, tf.broadcast_to(1.0 / (1.0 + tf.cast(place, tf.float32)), tf.shape(counts)),
+        *(tf.exp(-days / span) for span in RECENCY_DAYS),
+    ]
+    return tf.stack(columns, axis=-1) * present[..., None]
+
+
+def user_features(counts: tf.Tensor, views: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """[batch, USER_FEATURES]: has a history, log1p of its items, of its purchases, of its other events."""
+    sums = [tf.reduce_sum(column * present, axis=1) for column in (tf.ones_like(present), counts, views)]
+    return tf.stack([tf.cast(sums[0] > 0, tf.float32), *(tf.math.log1p(column) for column in sums)], axis=-1)
+
+
+class ItemTower(keras.layers.Layer):
+    """An item's vector: adapted text + id row (once admitted) + price + category."""
+
+    def __init__(
+        self, items: int, categories: int, text_dimension: int, dimension: int, seed: int, **kwargs: Any
+    ) -> None:
+        """Takes the capacities of the id tables (rows), and the lengths of a text vector and of an item's."""
+        super().__init__(**kwargs)
+        self.items, self.categories, self.seed = items, categories, seed
+        self.text_dimension, self.dimension = text_dimension, dimension
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights. The text adapter is set to the catalogue's principal directions by the learner."""
+        add = self.add_weight
+        dense = keras.initializers.GlorotUniform(seed=self.seed)
+        self.text_adapter = add((self.text_dimension, self.dimension), dense, name="text_adapter")
+        self.id_rows = add((self.items, self.dimension), "zeros", name="id_rows")
+        self.category_rows = add((self.categories, self.dimension), "zeros", name="category_rows")
+        self.price_kernel = add((3, self.dimension), "zeros", name="price_kernel")
+        super().build(input_shape)
+
+    def call(self, text: tf.Tensor, admitted: tf.Tensor, price: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
+        """The vectors of all items.
+
+        Args:
+            text: [items, text_dimension] float32, unit length or zero.
+            admitted: [items] float32, 1 where the id row counts.
+            price: [items, 3] float32, z-score of the log price, its square, price known.
+            category: [items] int32, 0: unknown.
+
+        Returns:
+            [items, dimension] float32.
+        """
+        known = tf.cast(category > 0, tf.float32)[:, None]
+        vectors = tf.matmul(text, self.text_adapter) + tf.matmul(price, self.price_kernel)
+        return vectors + self.id_rows * admitted[:, None] + tf.gather(self.category_rows, category) * known
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(), "items": self.items, "categories": self.categories,
+            "text_dimension": self.text_dimension, "dimension": self.dimension, "seed": self.seed,
+        }
+
+
+class UserTower(keras.layers.Layer):
+    """A user's vector: the history pooled by several learnt weightings (what, how often, how lately), then mixed."""
+
+    def __init__(self, dimension: int, heads: int, hidden: int, dropout: float, seed: int, **kwargs: Any) -> None:
+        """Takes the length of a vector, the number of weightings, the hidden width and the dropout rate."""
+        super().__init__(**kwargs)
+        self.dimension, self.heads, self.hidden, self.rate, self.seed = dimension, heads, hidden, dropout, seed
+        self.dropout = keras.layers.Dropout(dropout, seed=seed)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights: the output starts at zero, so that an untrained user wants nothing in particular."""
+        add = self.add_weight
+        small = [keras.initializers.RandomNormal(stddev=0.3, seed=self.seed + place) for place in range(2)]
+        dense = [keras.initializers.GlorotUniform(seed=self.seed + 2 + place) for place in range(2)]
+        pooled = self.heads * self.dimension + USER_FEATURES
+        self.weigh_item = add((self.dimension, self.heads), small[0], name="weigh_item")
+        self.weigh_features = add((HISTORY_FEATURES, self.heads), small[1], name="weigh_features")
+        self.hidden_kernel = add((pooled, self.hidden), dense[0], name="hidden_kernel")
+        self.hidden_bias = add((self.hidden,), "zeros", name="hidden_bias")
+        self.direct_kernel = add((pooled, self.dimension), "zeros", name="direct_kernel")
+        self.output_kernel = add((self.hidden, self.dimension), "zeros", name="output_kernel")
+        super().build(input_shape)
+
+    def call(
+        self, items: tf.Tensor, features: tf.Tensor, user: tf.Tensor, present: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """The user's vector.
+
+        Args:
+            items: [batch, length, dimension] float32, the history's items.
+            features: [batch, length, HISTORY_FEATURES] float32.
+            user: [batch, USER_FEATURES] float32.
+            present: [batch, length] float32.
+            training: whether dropout is on.
+
+        Returns:
+            [batch, dimension] float32.
+        """
+        score = tf.tensordot(items, self.weigh_item, 1) + tf.tensordot(features, self.weigh_features, 1)
+        score = score - 1e9 * (1.0 - present[..., None])
+        weight = tf.nn.softmax(score, axis=1) * present[..., None]
+        pooled = tf.matmul(weight, items, transpose_a=True)  # [batch, heads, dimension]
+        pooled = tf.concat([tf.reshape(pooled, [-1, self.heads * self.dimension]), user], axis=1)
+        pooled = self.dropout(pooled, training=training)
+        hidden = tf.nn.silu(tf.matmul(pooled, self.hidden_kernel) + self.hidden_bias)
+        hidden = self.dropout(hidden, training=training)
+        return tf.matmul(pooled, self.direct_kernel) + tf.matmul(hidden, self.output_kernel)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(), "dimension": self.dimension, "heads": self.heads, "hidden": self.hidden,
+            "dropout": self.rate, "seed": self.seed,
+        }
+
+
+class CopyHead(keras.layers.Layer):
+    """How much each item of the user's own history is wanted again, beyond what the catalogue scoring says.
+
+    Untrained it ranks the history as *what this user bought most often, latest first*, above all popular items.
+    """
+
+    def __init__(self, dimension: int, hidden: int, seed: int, **kwargs: Any) -> None:
+        """Takes the length of an item's vector and the hidden width."""
+        super().__init__(**kwargs)
+        self.dimension, self.hidden, self.seed = dimension, hidden, seed
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights, the first three of them the count's."""
+        start = [OWN_ITEM_LOGIT, 1.0, AGE_LOGIT] + [0.0] * (HISTORY_FEATURES - 3)
+        dense = keras.initializers.GlorotUniform(seed=self.seed)
+        add = self.add_weight
+        self.linear = add(
+            (HISTORY_FEATURES,), lambda shape, dtype=None: tf.constant(start, tf.float32), name="linear"
+        )
+        self.popularity = add((), keras.initializers.Constant(-1.0), name="popularity")
+        self.again = add((self.dimension,), "zeros", name="again")
+        self.hidden_kernel = add((HISTORY_FEATURES + USER_FEATURES, self.hidden), dense, name="hidden_kernel")
+        self.hidden_bias = add((self.hidden,), "zeros", name="hidden_bias")
+        self.output_kernel = add((self.hidden,), "zeros", name="output_kernel")
+        super().build(input_shape)
+
+    def call(
+        self, items: tf.Tensor, popularity: tf.Tensor, features: tf.Tensor, user: tf.Tensor, present: tf.Tensor
+    ) -> tf.Tensor:
+        """What is added to the logits of the history's items.
+
+        Args:
+            items: [batch, length, dimension] float32.
+            popularity: [batch, length] float32, the items' popularity logits.
+            features: [batch, length, HISTORY_FEATURES] float32.
+            user: [batch, USER_FEATURES] float32.
+            present: [batch, length] float32.
+
+        Returns:
+            [batch, length] float32, 0 where there is no item.
+        """
+        split = self.hidden_kernel[:HISTORY_FEATURES], self.hidden_kernel[HISTORY_FEATURES:]
+        mixed = tf.tensordot(features, split[0], 1) + tf.matmul(user, split[1])[:, None, :]
+        hidden = tf.nn.silu(mixed + self.hidden_bias)
+        logit = tf.tensordot(features, self.linear, 1) + self.popularity * popularity * features[..., 0]
+        logit += tf.tensordot(items, self.again, 1) + tf.tensordot(hidden, self.output_kernel, 1)
+        return logit * present
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "dimension": self.dimension, "hidden": self.hidden, "seed": self.seed}

@@ -1,0 +1,158 @@
+"""The recommender's MLflow pyfunc, as code: recommend, search and similar items, for whoever holds the registry.
+
+A row with `item_id` asks for similar items, one with `query` searches, any other recommends for its history;
+what is unknown is passed over, and where nothing is left to go by the popular items answer. This script is copied
+into the model (models-from-code, no pickle) beside the package that it imports under the name that the model's
+configuration gives (`code_package`), so that two models of different code can live in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+
+PARAMETERS: Mapping[str, Any] = {"k": 20, "exclude_history": False}
+_COLUMNS = ("history", "history_days", "query", "item_id")
+_HISTORY_ITEMS = 256  # as many as the model has learnt from
+
+
+class RecommenderService:
+    """Answers rows of requests."""
+
+    def __init__(self, recommender: Any, text_encoder: Callable[[], Any]) -> None:
+        """Takes a CompactRecommender and what gives the text encoder when a query first needs it."""
+        self._recommender = recommender
+        self._text_encoder = text_encoder
+
+    def answer(self, requests: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.DataFrame:
+        """One answer a row.
+
+        Args:
+            requests: any of `history` (lists of item ids, newest first, an id once for each purchase),
+                `history_days` (lists of days since each; where absent each is a day older than the one before),
+                `query` (text), `item_id` (text).
+            parameters: `k`, how many items; `exclude_history`, whether items of the history may be answered.
+
+        Returns:
+            `item_ids` (lists of text, best first) and `scores` (lists of float64, logits; cosines for similar items).
+        """
+        k = max(int(parameters.get("k", PARAMETERS["k"])), 1)
+        exclude = bool(parameters.get("exclude_history", PARAMETERS["exclude_history"]))
+        given = [name for name in _COLUMNS if name in requests.columns]
+        columns = [requests[name].tolist() for name in given]  # DataFrame.to_dict costs as much as a product
+        rows = (dict(zip(given, row, strict=True)) for row in zip(*columns, strict=True)) if columns else (
+            {} for _ in range(len(requests))
+        )
+        answers = [self._one(row, k, exclude) for row in rows]
+        table = np.empty((len(answers), 2), object)  # one block: a frame from two lists costs five times as much
+        for place, answered in enumerate(answers):
+            table[place, 0], table[place, 1] = answered
+        return pd.DataFrame(table, index=requests.index, columns=["item_ids", "scores"], copy=False)
+
+    def _one(self, row: Mapping[str, Any], k: int, exclude: bool) -> tuple[list[str], list[float]]:
+        known = self._recommender.index.get(row.get("item_id"), 0)
+        if known:
+            scores = self._recommender.similarities(known)
+            scores[known] = -np.inf
+            return self._best(scores, k)
+        history = self._history(row)
+        query = row.get("query")
+        vector = self._query_vector(query) if isinstance(query, str) and query.strip() else None
+        logits = self._recommender.logits(
+            *history, query_vector=vector, has_query=None if vector is None else np.ones(1, bool)
+        )[0]
+        if exclude:
+            logits[history[0][0]] = -np.inf
+        return self._best(logits, k)
+
+    def _best(self, scores: np.ndarray, k: int) -> tuple[list[str], list[float]]:
+        scores[0] = -np.inf
+        top = min(k, len(scores) - 1)
+        rows = np.argpartition(scores, len(scores) - top)[-top:] if top else np.empty(0, np.int64)
+        rows = rows[np.lexsort((rows, -scores[rows]))]
+        rows = rows[np.isfinite(scores[rows])]
+        return list(self._recommender.ids[rows]), scores[rows].astype(np.float64).tolist()
+
+    def _history(self, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Distinct known items, newest first, as the network wants them: rows, counts, views, days; [1, items]."""
+        items = _list(row.get("history"))
+        days = _list(row.get("history_days"))
+        counts: dict[int, float] = {}
+        ages: dict[int, float] = {}
+        for place, item in enumerate(items):
+            known = self._recommender.index.get(item, 0) if isinstance(item, str) else 0
+            age = _age(days[place]) if place < len(days) else float(place)
+            if known:
+                counts[known] = counts.get(known, 0.0) + 1.0
+                ages[known] = min(age, ages.get(known, age))
+        newest = sorted(counts, key=lambda known: ages[known])[:_HISTORY_ITEMS]
+        columns = [[counts[known] for known in newest], [0.0] * len(newest), [ages[known] for known in newest]]
+        return (np.array([newest], np.int64), *(np.array([column], np.float32) for column in columns))
+
+    def _query_vector(self, query: str) -> np.ndarray:
+        return self._text_encoder().embed([query])
+
+
+class RecommenderModel(mlflow.pyfunc.PythonModel):
+    """The service as MLflow loads it."""
+
+    def load_context(self, context: Any) -> None:
+        """Loads the arrays; the text encoder waits for the first query."""
+        package = context.model_config["code_package"]
+        compact = import_module(f"{package}.compact_recommender")
+        recommender = compact.CompactRecommender.load(_path(context.artifacts["recommender"]))
+        held: list[Any] = []
+
+        def text_encoder() -> Any:
+            if not held:
+                folder = _path(context.artifacts["text_encoder"])
+                held.append(import_module(f"{package}.text_encoder").load_saved(folder))
+            return held[0]
+
+        self._service = RecommenderService(recommender, text_encoder)
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """See RecommenderService.answer."""
+        return self._service.answer(model_input, params or {})
+
+
+def input_example(ids: Sequence[str]) -> pd.DataFrame:
+    """Three requests: recommend for a history, search, similar items."""
+    first = [str(item) for item in ids[:2]] or ["unknown"]
+    return pd.DataFrame({
+        "history": [first, [], []],
+        "history_days": [[float(place) for place in range(len(first))], [], []],
+        "query": ["", "gift", ""],
+        "item_id": ["", "", first[0]],
+    })
+
+
+def _path(location: str) -> Any:
+    from pathlib import Path
+
+    return Path(location)
+
+
+def _list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, (str, float)):
+        return []
+    return list(value)
+
+
+def _age(days: Any) -> float:
+    """Days as a number that is not negative; what is none counts as today."""
+    try:
+        age = float(days)
+    except (TypeError, ValueError):
+        return 0.0
+    return max(age, 0.0) if np.isfinite(age) else 0.0
+
+
+mlflow.models.set_model(RecommenderModel())

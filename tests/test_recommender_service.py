@@ -1,0 +1,148 @@
+"""What consumers get: recommend, search, similar items, for known and unknown alike, as a pyfunc without pickle."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from models.compact_recommender import CompactRecommender, best
+from models.recommender_service import RecommenderModel, RecommenderService
+from models.text_encoder import load_text_encoder
+from pipeline.tasks.contract import Package
+from pipeline.tasks.recommend_learner import RecommenderLearner
+from tests.test_recommend_learner import examples, moment
+
+TITLES = {"mug": "red mug", "cup": "coffee cup", "lamp": "hanging lamp", "bell": "christmas bell"}
+
+
+@pytest.fixture(scope="module")
+def learner() -> RecommenderLearner:
+    import pyarrow as pa
+
+    encoder = load_text_encoder("tiny")
+    learner = RecommenderLearner(seed=3, text_dimension=encoder.dimension, encoder=lambda: encoder)
+    count = len(TITLES)
+    catalogue = pa.table({
+        "item_id": list(TITLES), "category": pa.nulls(count, pa.string()), "price": pa.nulls(count, pa.float64()),
+        "text_vector": pa.array(list(encoder.embed(list(TITLES.values()))), pa.list_(pa.float32(), 128)),
+    })
+    learner.grow(catalogue, examples([moment(["bell"])] * 5 + [moment(["lamp"])] * 3 + [moment(["cup"])]))
+    return learner
+
+
+@pytest.fixture(scope="module")
+def package(learner: RecommenderLearner, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return learner.package(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="module")
+def model(package: Package) -> RecommenderModel:
+    model = RecommenderModel()
+    artifacts = {name: str(path) for name, path in {**package.artifacts, **package.shared}.items()}
+    model.load_context(SimpleNamespace(artifacts=artifacts, model_config=dict(package.config)))
+    return model
+
+
+def answer(model: RecommenderModel, row: dict, **parameters: object) -> list[str]:
+    return model.predict(None, pd.DataFrame([row]), parameters)["item_ids"][0]
+
+
+def test_an_empty_request_answers_popular_items(model: RecommenderModel) -> None:
+    popular = ["bell", "lamp", "cup", "mug"]
+    assert answer(model, {}) == answer(model, {"query": "", "item_id": "", "history": []}) == popular
+
+
+def test_a_history_comes_first_and_can_be_left_out(model: RecommenderModel) -> None:
+    history = {"history": ["cup", "mug", "mug"], "history_days": [1.0, 2.0, 9.0]}
+    assert answer(model, history) == ["mug", "cup", "bell", "lamp"]
+    assert answer(model, history, exclude_history=True) == ["bell", "lamp"]
+
+
+def test_a_query_finds_the_item_of_that_title(model: RecommenderModel) -> None:
+    assert answer(model, {"query": "red mug"}, k=1) == ["mug"]
+
+
+def test_similar_items_leave_out_the_item_itself(model: RecommenderModel) -> None:
+    similar = answer(model, {"item_id": "mug"})
+    assert sorted(similar) == ["bell", "cup", "lamp"]
+
+
+@pytest.mark.parametrize("row", [
+    {"history": ["no such item"], "history_days": [3.0]}, {"item_id": "no such item"}, {"history": None, "query": None},
+    {"history": ["x", None], "history_days": [float("nan")]}, {"item_id": float("nan"), "query": float("nan")},
+    {"history": np.array(["x"], object), "history_days": np.array([-1.0])},
+])
+def test_the_unknown_is_passed_over(model: RecommenderModel, row: dict) -> None:
+    assert answer(model, row, k=2) == ["bell", "lamp"]
+
+
+def test_an_unknown_item_with_a_query_is_searched_for(model: RecommenderModel) -> None:
+    assert answer(model, {"item_id": "no such item", "query": "coffee cup"}, k=1) == ["cup"]
+
+
+def test_the_served_scores_are_the_networks(learner: RecommenderLearner, model: RecommenderModel) -> None:
+    batch = {
+        "history_index": np.array([[2, 1]], np.int32), "history_counts": np.array([[1, 2]], np.float32),
+        "history_views": np.zeros((1, 2), np.float32), "history_days": np.array([[1, 2]], np.float32),
+        "query_vector": np.zeros((1, 128), np.float32), "has_query": np.zeros(1, np.float32),
+        "rating_index": np.zeros(1, np.int32),
+    }
+    logits = learner._network(batch)[0].numpy()[0]
+    row = pd.DataFrame([{"history": ["cup", "mug", "mug"], "history_days": [1.0, 2.0, 5.0]}])
+    served = model.predict(None, row)
+    by_item = dict(zip(served["item_ids"][0], served["scores"][0], strict=True))
+    np.testing.assert_allclose([by_item[item] for item in TITLES], logits[1:5], atol=1e-4)
+
+
+def test_the_package_answers_its_own_example(package: Package, model: RecommenderModel) -> None:
+    pd.testing.assert_frame_equal(model.predict(None, package.input_example), package.output_example)
+
+
+def test_loading_needs_no_tensorflow_until_the_first_query(package: Package) -> None:
+    folder = package.artifacts["recommender"]
+    program = (
+        "import sys; from models.compact_recommender import CompactRecommender as C; from pathlib import Path;"
+        f"C.load(Path({str(folder)!r})); assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_mlflow_serves_it_from_its_code_with_a_signature(package: Package, tmp_path: Path) -> None:
+    signature = mlflow.models.infer_signature(
+        package.input_example, package.output_example, params=dict(package.parameters)
+    )
+    artifacts = {name: str(path) for name, path in {**package.artifacts, **package.shared}.items()}
+    mlflow.pyfunc.save_model(
+        path=tmp_path / "model", python_model=str(package.model_code), artifacts=artifacts, signature=signature,
+        model_config=dict(package.config), code_paths=[str(folder) for folder in package.code_folders],
+        pip_requirements=list(package.requirements),
+    )
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    answered = loaded.predict(package.input_example, params={"k": 2})
+    assert [len(items) for items in answered["item_ids"]] == [2, 2, 2]
+    assert not list((tmp_path / "model").rglob("*.pkl"))
+
+
+def test_best_columns_are_ordered_and_missing_ones_are_minus_one() -> None:
+    columns, values = best(np.array([[-np.inf, 1.0, 3.0, 3.0]]), 5)
+    np.testing.assert_array_equal(columns, [[2, 3, 1, -1, -1]])
+    np.testing.assert_array_equal(values[0, :3], [3.0, 3.0, 1.0])
+
+
+def test_ids_of_any_script_survive_saving(tmp_path: Path) -> None:
+    compact = CompactRecommender(["", "größe", "商品"], {"items": np.ones((3, 2), np.float32)})
+    compact.save(tmp_path)
+    assert list(CompactRecommender.load(tmp_path).ids) == ["", "größe", "商品"]
+
+
+def test_a_service_of_no_items_answers_nothing() -> None:
+    learner = RecommenderLearner(seed=1, text_dimension=8, encoder=lambda: None)
+    service = RecommenderService(learner.compact(), lambda: None)
+    assert service.answer(pd.DataFrame([{"history": ["a"]}]), {})["item_ids"].tolist() == [[]]
