@@ -1,0 +1,114 @@
+"""The plain method that the recommender must not fall below: what this user bought most often.
+
+On real retail this beats ALS, item-kNN and a plain attention model (FACTS.md's table, Online Retail), so it
+is the floor of the gate. A user's own items come first, by how often and then how lately they were bought;
+the items most often chosen in the four weeks before that day fill the places that are left. A search is
+answered the way a shop without a model would: TF-IDF of the query against the catalogue's texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
+from pipeline.tasks.contract import Examples, Scores
+
+K = 20
+POPULAR_DAYS = 28  # four whole weeks: every weekday counts the same
+_SPARE_PLACES = 300  # popular items looked at to fill K places beside a history of at most 256
+
+
+def score_baseline(examples: Examples, chosen_by_day: pa.Table, catalogue: pa.Table) -> Scores:
+    """The baseline's metrics on each example that has a target.
+
+    Args:
+        examples: EXAMPLES_SCHEMA.
+        chosen_by_day: `day`, `item_id`, `chosen`: how often each item was chosen each day.
+        catalogue: `item_id`, `text`.
+    """
+    rows = examples.table.select([
+        "example_id", "unit", "hour", "time", "history_items", "history_counts", "history_days", "targets", "query",
+    ]).to_pylist()
+    rows = [row for row in rows if row["targets"]]
+    popular = _Popularity(chosen_by_day)
+    search = _Search(catalogue)
+    numbers: dict[str, int] = {}
+    ranked = np.full((len(rows), K), -1, np.int64)
+    targets = np.full((len(rows), max((len(row["targets"]) for row in rows), default=1)), -1, np.int64)
+    for place, row in enumerate(rows):
+        before = popular.before(row["time"].date())
+        items = search.answer(row["query"], before) if row["query"] else _bought_most(row, before)
+        ranked[place, : len(items)] = [numbers.setdefault(item, len(numbers)) for item in items]
+        targets[place, : len(row["targets"])] = [numbers.setdefault(item, len(numbers)) for item in row["targets"]]
+    frame = pd.DataFrame({
+        "example_id": [row["example_id"] for row in rows],
+        "unit": [row["unit"] for row in rows],
+        "hour": pd.to_datetime([row["hour"] for row in rows], utc=True),
+        f"recall@{K}": recall_at_k(ranked, targets, K),
+        f"ndcg@{K}": ndcg_at_k(ranked, targets, K),
+        f"mrr@{K}": mrr_at_k(ranked, targets, K),
+    })
+    return Scores(frame, (f"recall@{K}", f"ndcg@{K}", f"mrr@{K}"))
+
+
+def _bought_most(row: dict, popular: Sequence[str]) -> list[str]:
+    own = sorted(
+        (-count, days, item)
+        for item, count, days in zip(row["history_items"], row["history_counts"], row["history_days"], strict=True)
+        if count > 0
+    )
+    return list(dict.fromkeys([*(item for _, _, item in own), *popular]))[:K]
+
+
+class _Popularity:
+    """The items most often chosen in the POPULAR_DAYS before a day, most often first."""
+
+    def __init__(self, chosen_by_day: pa.Table) -> None:
+        encoded = chosen_by_day["item_id"].combine_chunks().dictionary_encode()
+        self._items = np.array(encoded.dictionary.to_pylist(), object)
+        self._index = encoded.indices.to_numpy()
+        self._days = np.array(chosen_by_day["day"].to_pylist(), dtype="datetime64[D]")
+        self._chosen = chosen_by_day["chosen"].to_numpy()
+        self._lists: dict[date, list[str]] = {}
+
+    def before(self, day: date) -> list[str]:
+        if day not in self._lists:
+            inside = (self._days < np.datetime64(day)) & (
+                self._days >= np.datetime64(day - timedelta(days=POPULAR_DAYS))
+            )
+            totals = np.bincount(self._index[inside], self._chosen[inside], len(self._items))
+            best = np.argsort(-totals, kind="stable")[:_SPARE_PLACES]
+            self._lists[day] = list(self._items[best[totals[best] > 0]])
+        return self._lists[day]
+
+
+class _Search:
+    """TF-IDF over the catalogue's texts; equal matches in order of popularity."""
+
+    def __init__(self, catalogue: pa.Table) -> None:
+        self._items = catalogue["item_id"].to_pylist()
+        self._texts = [text or "" for text in catalogue["text"].to_pylist()]
+        self._matrix = None
+
+    def answer(self, query: str, popular: Sequence[str]) -> list[str]:
+        if self._matrix is None and not self._fit():
+            return list(popular[:K])
+        match = (self._matrix @ self._vectorizer.transform([query]).T).toarray().ravel()
+        place = {item: number for number, item in enumerate(popular)}
+        found = [number for number in np.argsort(-match, kind="stable")[: 5 * K] if match[number] > 0]
+        found.sort(key=lambda number: (-round(match[number], 6), place.get(self._items[number], len(place))))
+        return list(dict.fromkeys([*(self._items[number] for number in found), *popular]))[:K]
+
+    def _fit(self) -> bool:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        if not any(text.strip() for text in self._texts):
+            return False
+        self._vectorizer = TfidfVectorizer(sublinear_tf=True)
+        self._matrix = self._vectorizer.fit_transform(self._texts)
+        return True

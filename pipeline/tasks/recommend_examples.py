@@ -1,0 +1,163 @@
+"""From the events table to examples of the task `recommend`: one user at one moment, and all that came before.
+
+Written as Ibis expressions (DESIGN.md, decision 9): DuckDB runs them here. An example's history is what the
+user did before that moment, as the table has it at the snapshot's version; a row that lands late is in the
+history of every later example from the next snapshot on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ibis
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.schema import TIME
+from pipeline.tasks.contract import Examples
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+    from pipeline.lake import Snapshot
+
+# Distinct items of a history, newest first. On Online Retail 99 % of the customers have bought fewer.
+HISTORY_ITEMS = 256
+
+# Examples whose histories are gathered at once: a shop of heavy buyers joins about a thousand earlier rows to
+# each, so this bounds the join at some 20 million rows (about 1 GB in DuckDB).
+_EXAMPLES_AT_ONCE = 20_000
+
+TEACHING_COLUMNS = ("event_type", "user_id", "item_id", "query", "rating")
+
+EXAMPLES_SCHEMA = pa.schema([
+    pa.field("example_id", pa.string()),  # kind, user, time and query: the same moment gives the same id
+    pa.field("unit", pa.string()),  # the masked user
+    pa.field("time", TIME),
+    pa.field("hour", TIME),
+    pa.field("landed_window", TIME),
+    pa.field("rows", pa.int64()),
+    pa.field("history_items", pa.list_(pa.string())),  # distinct, newest first
+    pa.field("history_counts", pa.list_(pa.float32())),  # purchases of the item before
+    pa.field("history_views", pa.list_(pa.float32())),  # other events on the item before
+    pa.field("history_days", pa.list_(pa.float32())),  # days since the last of either
+    pa.field("targets", pa.list_(pa.string())),  # distinct, empty where only a rating is taught
+    pa.field("query", pa.string()),
+    pa.field("rating_item", pa.string()),
+    pa.field("rating", pa.float32()),
+])
+
+
+def target_types(tables: Snapshot) -> tuple[str, ...]:
+    """What counts as choosing an item: a purchase, or in a log without purchases any interaction."""
+    types = pc.unique(tables.arrow("events", ["event_type"])["event_type"]).to_pylist()
+    return ("purchase",) if "purchase" in types else ("cart", "view")
+
+
+def teaching(tables: Snapshot, rows: pa.Table) -> pa.Table:
+    """The rows of a known user that name an item and are a choice, a rating or a click in a search's results."""
+    kind = rows["event_type"]
+    chosen = pc.is_in(kind, pa.array(target_types(tables)))
+    rated = pc.and_(pc.equal(kind, "rating"), pc.is_valid(rows["rating"]))
+    searched = pc.and_(pc.equal(kind, "search"), pc.is_valid(rows["query"]))
+    known = pc.and_(pc.is_valid(rows["user_id"]), pc.is_valid(rows["item_id"]))
+    return rows.filter(pc.and_(known, pc.or_(chosen, pc.or_(rated, searched))))
+
+
+def examples(tables: Snapshot, rows: pa.Table) -> Examples:
+    """One example for each user and moment among the rows that teach (EXAMPLES_SCHEMA), in order of time."""
+    connection = duckdb_connection()
+    moments = _moments(connection, teaching(tables, rows))
+    parts = [
+        _with_history(connection, tables, moments.slice(start, _EXAMPLES_AT_ONCE))
+        for start in range(0, len(moments), _EXAMPLES_AT_ONCE)
+    ]
+    return Examples(pa.concat_tables(parts) if parts else EXAMPLES_SCHEMA.empty_table())
+
+
+def chosen_by_day(tables: Snapshot) -> pa.Table:
+    """How often each item was chosen each day: `day` (date), `item_id`, `chosen` (int64)."""
+    events = tables.ibis(duckdb_connection(), "events")
+    chosen = events.filter(events.event_type.isin(target_types(tables)), events.item_id.notnull())
+    counted = chosen.group_by(day=chosen.event_time.date(), item_id=chosen.item_id).agg(chosen=chosen.count())
+    return counted.order_by("day", "item_id").to_pyarrow()
+
+
+def _moments(connection: Any, rows: pa.Table) -> pa.Table:
+    """The taught rows by user and moment: what was chosen, what was searched for, what was rated."""
+    connection.con.register("taught", rows)
+    taught = connection.table("taught")
+    searched = taught.event_type == "search"
+    rated = taught.event_type == "rating"
+    taught = taught.mutate(
+        kind=ibis.ifelse(searched, "search", ibis.ifelse(rated, "rating", "next")),
+        words=ibis.ifelse(searched, taught["query"], ibis.null("string")),
+        rated_item=ibis.ifelse(rated, taught.item_id, ibis.null("string")),
+        target=ibis.ifelse(rated, ibis.null("string"), taught.item_id),
+    )
+    # two ratings of one moment are two examples: the network rates one item at a time
+    keys = ["kind", "user_id", "event_time", "words", "rated_item"]
+    grouped = taught.group_by(keys).agg(
+        hour=taught.hour.max(), landed_window=taught.landed_window.max(), rows=taught.count(),
+        targets=taught.target.collect(distinct=True), rating=taught.rating.max(),
+    )
+    named = grouped.mutate(example_id=ibis.literal("|").join([
+        grouped.kind, grouped.user_id, grouped.event_time.cast("string"),
+        grouped.words.fill_null(""), grouped.rated_item.fill_null(""),
+    ]))
+    return named.order_by("event_time", "example_id").to_pyarrow()
+
+
+def _with_history(connection: Any, tables: Snapshot, moments: pa.Table) -> pa.Table:
+    connection.con.register("moments", moments)
+    now = connection.table("moments")
+    history = _histories(now, tables.ibis(connection, "events"))
+    joined = now.left_join(history, "example_id").order_by(now.event_time, now.example_id)
+    empty = {
+        name: ibis.coalesce(joined[name], ibis.literal([], type=kind))
+        for name, kind in (
+            ("history_items", "array<string>"), ("history_counts", "array<float32>"),
+            ("history_views", "array<float32>"), ("history_days", "array<float32>"),
+        )
+    }
+    result = joined.select(
+        example_id=joined.example_id, unit=joined.user_id, time=joined.event_time, hour=joined.hour,
+        landed_window=joined.landed_window, rows=joined.rows, **empty,
+        targets=ibis.coalesce(joined.targets, ibis.literal([], type="array<string>")).sort(),
+        query=joined.words, rating_item=joined.rated_item,
+        rating=ibis.ifelse(joined.rated_item.notnull(), joined.rating, ibis.null("float64")),
+    )
+    return result.to_pyarrow().select(EXAMPLES_SCHEMA.names).cast(EXAMPLES_SCHEMA)
+
+
+def _histories(moments: ir.Table, events: ir.Table) -> ir.Table:
+    """For each example the distinct items of its user's earlier events, newest first."""
+    events = events.filter(
+        events.user_id.isin(moments.user_id), events.item_id.notnull(),
+        events.event_type.isin(["purchase", "view", "cart", "search"]),
+    ).select("user_id", "item_id", "event_type", happened=events.event_time)
+    before = moments.select("example_id", "user_id", "event_time").inner_join(
+        events, ["user_id", moments.event_time > events.happened]
+    )
+    bought = before.event_type == "purchase"
+    items = before.group_by("example_id", "item_id").agg(
+        purchases=bought.sum().cast("float32"),
+        others=(~bought).sum().cast("float32"),
+        days=(before.event_time.max().epoch_seconds() - before.happened.max().epoch_seconds()) / 86400.0,
+    )
+    order = [items.days.asc(), items.purchases.desc(), items.item_id.asc()]
+    ranked = items.mutate(place=ibis.row_number().over(group_by="example_id", order_by=order))
+    ranked = ranked.filter(ranked.place < HISTORY_ITEMS)
+    return ranked.group_by("example_id").agg(
+        history_items=ranked.item_id.collect(order_by=ranked.place),
+        history_counts=ranked.purchases.collect(order_by=ranked.place),
+        history_views=ranked.others.collect(order_by=ranked.place),
+        history_days=ranked.days.cast("float32").collect(order_by=ranked.place),
+    )
+
+
+def duckdb_connection() -> Any:
+    """An Ibis connection to a DuckDB in memory that tells time in UTC."""
+    connection = ibis.duckdb.connect()
+    connection.raw_sql("SET TimeZone = 'UTC'")
+    return connection

@@ -1,0 +1,85 @@
+"""Vectors of texts, each embedded once: a cache in the lake by content hash and encoder.
+
+The pretrained encoder is the dearest part of an update (about 500 short texts a second on two cores), and
+most texts of an hour have been seen before. An hourly update does not move the encoder (DESIGN.md,
+decision 5), so a vector stays right for as long as text and encoder are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from pipeline.lake import Lake
+from pipeline.schema import TEXT_VECTORS_SCHEMA
+
+_MOST_HASHES_IN_FILTER = 5000  # beyond that a scan of one encoder's vectors is faster than the membership test
+
+
+class Encoder(Protocol):
+    """What embeds texts."""
+
+    dimension: int
+    identity: str
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """`[n, dimension]` float32, rows of unit length."""
+
+
+class TextVectors:
+    """The vectors of texts under one encoder, from the lake's cache or embedded now."""
+
+    def __init__(self, lake: Lake, encoder: Encoder) -> None:
+        """Takes the cache's lake and the encoder that fills it."""
+        self._lake = lake
+        self._encoder = encoder
+        self._known: dict[str, np.ndarray] = {}
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return self._encoder.dimension
+
+    def of(self, texts: Sequence[str | None]) -> np.ndarray:
+        """`[n, dimension]` float32, unit length; zeros for a missing or blank text."""
+        hashes = [content_hash(text) if text and text.strip() else "" for text in texts]
+        self._fill({key: text for key, text in zip(hashes, texts, strict=True) if key and text})
+        vectors = np.zeros((len(hashes), self.dimension), np.float32)
+        for row, key in enumerate(hashes):
+            if key:
+                vectors[row] = self._known[key]
+        return vectors
+
+    def _fill(self, wanted: dict[str, str]) -> None:
+        missing = [key for key in wanted if key not in self._known]
+        if missing:
+            self._read(missing)
+        new = sorted(key for key in missing if key not in self._known)
+        if not new:
+            return
+        vectors = np.ascontiguousarray(self._encoder.embed([wanted[key] for key in new]), "<f4")
+        self._known.update(zip(new, vectors, strict=True))
+        self._lake.append("text_vectors", pa.table({
+            "encoder": [self._encoder.identity] * len(new),
+            "content_hash": new,
+            "vector": [vector.tobytes() for vector in vectors],
+        }, schema=TEXT_VECTORS_SCHEMA))
+
+    def _read(self, hashes: Sequence[str]) -> None:
+        chosen = ds.field("encoder") == self._encoder.identity
+        if len(hashes) <= _MOST_HASHES_IN_FILTER:
+            chosen &= ds.field("content_hash").isin(list(hashes))
+        held = self._lake.arrow("text_vectors", columns=["content_hash", "vector"], filter=chosen)
+        for key, vector in zip(held["content_hash"].to_pylist(), held["vector"].to_pylist(), strict=True):
+            self._known[key] = np.frombuffer(vector, "<f4")
+
+
+def content_hash(text: str) -> str:
+    """32 hex digits of the text in Unicode's composed form: the same words give the same hash."""
+    return hashlib.blake2b(unicodedata.normalize("NFC", text).encode(), digest_size=16).hexdigest()

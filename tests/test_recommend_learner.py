@@ -1,0 +1,239 @@
+"""The recommender as a learner: what it knows untrained, that it learns, grows, resumes bit for bit and is packed.
+
+Run as a program it is the other process of the resuming test: `python test_recommend_learner.py IN OUT GROWN`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.checkpoint import Checkpoint, Ledger, load, save
+from pipeline.tasks.contract import Examples
+from pipeline.tasks.recommend_examples import EXAMPLES_SCHEMA
+from pipeline.tasks.recommend_learner import RecommenderLearner
+
+DIMENSION = 8
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+LEDGER = Ledger(
+    kind="base", parent=None, versions={}, learnt_from={}, window=NOON, joined_until=NOON, span_hours=24
+)
+Moment = dict[str, Any]
+
+
+def moment(targets: list[str], **known: Any) -> Moment:
+    """One example; `history` as {item: (count, days)}, newest first; `query_vector`."""
+    history = known.get("history", {})
+    return {
+        "unit": known.get("unit", "u"), "rows": 1, "targets": targets, "query": known.get("query"),
+        "history_items": list(history), "history_counts": [float(count) for count, _ in history.values()],
+        "history_views": [0.0] * len(history), "history_days": [float(days) for _, days in history.values()],
+        "rating_item": known.get("rating_item"), "rating": known.get("rating"),
+        "query_vector": known.get("query_vector"),
+    }
+
+
+def examples(moments: list[Moment]) -> Examples:
+    """EXAMPLES_SCHEMA and query_vector."""
+    times = {"time": NOON, "hour": NOON, "landed_window": NOON}
+    schema = EXAMPLES_SCHEMA.append(pa.field("query_vector", pa.list_(pa.float32(), DIMENSION)))
+    rows = [{**one, **times, "example_id": f"e{place}"} for place, one in enumerate(moments)]
+    return Examples(pa.Table.from_pylist(rows, schema=schema))
+
+
+def context(items: list[str], vectors: np.ndarray | None = None) -> pa.Table:
+    """The catalogue's columns; text vectors random unless given."""
+    if vectors is None:
+        vectors = np.random.default_rng(len(items)).normal(size=(len(items), DIMENSION))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    count = len(items)
+    return pa.table({
+        "item_id": pa.array(items, pa.string()), "title": pa.array(items, pa.string()),
+        "category": pa.array([None if place % 3 else "even" for place in range(count)], pa.string()),
+        "brand": pa.nulls(count, pa.string()),
+        "price": pa.array([None if place % 5 == 0 else 1.0 + place for place in range(count)], pa.float64()),
+        "content_hash": pa.array(items, pa.string()),
+        "text_vector": pa.array(list(vectors.astype(np.float32)), pa.list_(pa.float32(), DIMENSION)),
+    })
+
+
+def untrained(items: list[str], taught: Examples, vectors: np.ndarray | None = None) -> RecommenderLearner:
+    learner = RecommenderLearner(seed=7, text_dimension=DIMENSION, encoder=lambda: None)
+    learner.grow(context(items, vectors), taught)
+    return learner
+
+
+def ranking(learner: RecommenderLearner, one: Moment) -> list[str]:
+    """All items, best first."""
+    batch = next(learner.batches(examples([one]), 1, np.random.default_rng(0)))
+    logits = learner.compact().logits(
+        batch["history_index"], batch["history_counts"], batch["history_views"], batch["history_days"],
+        batch["query_vector"], batch["has_query"] > 0,
+    )[0]
+    return [learner.compact().ids[row] for row in np.argsort(-logits, kind="stable") if row]
+
+
+def train(learner: RecommenderLearner, taught: Examples, steps: int, rate: float, batch_size: int = 32) -> None:
+    generator = np.random.default_rng(1)
+    while steps > 0:
+        for batch in learner.batches(taught, batch_size, generator):
+            learner.train_step(batch, rate)
+            steps -= 1
+
+
+def test_untrained_it_ranks_what_was_bought_most_often_then_latest_then_popular_items() -> None:
+    items = [f"i{place}" for place in range(8)]
+    sold = [["i7"]] * 9 + [["i6"]] * 5 + [["i5"]] * 2 + [["i0"]] * 30
+    learner = untrained(items, examples([moment(basket) for basket in sold]))
+    history = {"i2": (1, 2), "i1": (1, 40), "i4": (3, 300), "i5": (1, 400)}
+    assert ranking(learner, moment(["i0"], history=history))[:7] == ["i4", "i2", "i1", "i5", "i0", "i7", "i6"]
+
+
+def test_untrained_a_search_finds_the_item_whose_text_fits() -> None:
+    items = [f"i{place}" for place in range(8)]
+    learner = untrained(items, examples([moment(["i0"])] * 20), np.eye(8))
+    assert ranking(learner, moment(["i5"], query="five", query_vector=np.eye(8)[5].tolist()))[0] == "i5"
+
+
+def checkerboard() -> tuple[list[str], Examples, Examples]:
+    """A shop where even users like even items and odd users odd ones; the next item is one not bought before."""
+    generator = np.random.default_rng(0)
+    items = [f"i{place}" for place in range(60)]
+    moments = []
+    for user in range(2000):
+        liked = generator.permutation(np.arange(user % 2, 60, 2))[:6]
+        history = {f"i{item}": (1, days) for days, item in enumerate(liked[:5])}
+        moments.append(moment([f"i{liked[5]}"], history=history, unit=f"u{user}"))
+    return items, examples(moments[:1800]), examples(moments[1800:])
+
+
+def test_it_solves_the_checkerboard() -> None:
+    items, taught, judged = checkerboard()
+    learner = untrained(items, taught)
+    before = learner.score(judged).frame["recall@20"].mean()
+    train(learner, taught, 120, 1e-2, batch_size=128)
+    # 25 of 30 items of the right colour are not yet bought: 20 of the 60 places hold 20 / 25 of the answers
+    after = learner.score(judged).frame["recall@20"].mean()
+    assert before < 0.5
+    assert after > 0.65
+    ranked = ranking(learner, moment(["i0"], history={"i2": (1, 0), "i8": (1, 1)}))
+    own_colour = [int(item[1:]) % 2 == 0 for item in ranked]
+    assert np.mean(own_colour[:20]) >= 0.9
+
+
+def test_a_new_item_is_recommended_after_an_update_in_which_it_sells() -> None:
+    items, taught, _ = checkerboard()
+    learner = untrained(items, taught)
+    train(learner, taught, 30, 1e-2)
+    hour = examples([moment(["fresh"], history={f"i{place}": (1, 1)}) for place in range(40)])
+    counts = learner.grow(context(["fresh"]), hour)
+    assert (counts["items_new"], counts["rows_admitted"]) == (1, 1)
+    train(learner, hour, 20, 3e-3)
+    assert "fresh" in ranking(learner, moment(["fresh"]))[:5]
+
+
+def test_unknown_targets_are_misses_and_examples_without_targets_are_not_judged() -> None:
+    items = [f"i{place}" for place in range(30)]
+    learner = untrained(items, examples([moment(["i3"])] * 9))
+    judged = [
+        moment(["nobody knows it"]), moment([], rating_item="i1", rating=4.0), moment(["i3", "also unknown"]),
+        moment(["i4"], history={"i4": (2, 1), "gone": (9, 1)}),
+        moment(["i1"], query="q", query_vector=[1.0] * DIMENSION),
+    ]
+    frame = learner.score(examples(judged)).frame
+    assert frame["example_id"].tolist() == ["e0", "e2", "e3", "e4"]
+    assert frame["recall@20"].tolist()[:3] == [0.0, 0.5, 1.0]
+    assert frame["mrr@20"].tolist()[:3] == [0.0, 1.0, 1.0]
+    assert frame["slice:new_item"].tolist() == [True, True, True, True]  # only i3 was seen before
+    assert frame["slice:repeat"].tolist() == [False, False, True, False]
+    assert frame["slice:new_user"].tolist() == [True, True, False, True]
+    assert frame["slice:search"].tolist() == [False, False, False, True]
+
+
+def test_no_examples_give_no_scores_and_no_loss() -> None:
+    learner = untrained(["a"], examples([moment(["a"])]))
+    none = examples([])
+    assert len(learner.score(none).frame) == 0
+    assert learner.loss(none, 8) == 0.0
+    assert list(learner.batches(none, 8, np.random.default_rng(0))) == []
+
+
+def test_padding_of_the_last_batch_does_not_change_the_loss() -> None:
+    items, taught, _ = checkerboard()
+    learner = untrained(items, taught)
+    assert learner.loss(taught, 64) == pytest.approx(learner.loss(taught, 300), rel=1e-5)
+
+
+def test_the_logits_that_consumers_compute_are_the_networks() -> None:
+    items, taught, _ = checkerboard()
+    moments = taught.table.slice(0, 20).to_pylist()
+    queries = examples([
+        {**one, "query": "q", "query_vector": [0.3] * DIMENSION} if place % 2 else one
+        for place, one in enumerate(moments)
+    ])
+    learner = untrained(items, taught)
+    train(learner, taught, 10, 1e-2)
+    batch = next(learner.batches(queries, 20, np.random.default_rng(0)))
+    network = learner._network({name: values for name, values in batch.items()})[0].numpy()[:, 1 : len(items) + 1]
+    compact = learner.compact().logits(
+        batch["history_index"], batch["history_counts"], batch["history_views"], batch["history_days"],
+        batch["query_vector"], batch["has_query"] > 0,
+    )[:, 1:]
+    np.testing.assert_allclose(compact, network, atol=1e-4)
+
+
+def test_growing_past_the_capacity_keeps_weights_and_moments() -> None:
+    items, taught, _ = checkerboard()
+    learner = untrained(items, taught)
+    train(learner, taught, 5, 1e-2)
+    before = learner.state().arrays
+    learner.grow(context([f"n{place}" for place in range(300)]), examples([]))
+    after = learner.state().arrays
+    for name in before:
+        if name.startswith("vocabulary/") or name.endswith(("item_exists", "item_text")):
+            continue
+        np.testing.assert_array_equal(after[name][: len(before[name])] if before[name].ndim else after[name],
+                                      before[name], err_msg=name)
+    assert len(after["recommender/item_tower/id_rows"]) == 361
+
+
+def third_step(learner: RecommenderLearner, grown: bool) -> None:
+    items, taught, _ = checkerboard()
+    if grown:
+        learner.grow(context([f"n{place}" for place in range(300)]), examples([moment(["n1", "n2"])] * 4))
+        taught = examples([moment(["n1", "i3"], history={"i1": (1, 1), "n2": (2, 1)})] * 30)
+    learner.train_step(next(learner.batches(taught, 32, np.random.default_rng(3))), 1e-2)
+
+
+@pytest.mark.parametrize("grown", [False, True], ids=["same vocabulary", "vocabulary and capacity grown"])
+def test_a_new_process_takes_the_third_step_bit_for_bit(grown: bool, tmp_path: Path) -> None:
+    items, taught, _ = checkerboard()
+    learner = untrained(items, taught)
+    for batch in list(learner.batches(taught, 32, np.random.default_rng(1)))[:2]:
+        learner.train_step(batch, 1e-2)
+    save(Checkpoint(learner.state(), LEDGER), tmp_path / "two")
+    third_step(learner, grown)
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    arguments = [sys.executable, __file__, str(tmp_path / "two"), str(tmp_path / "three"), str(int(grown))]
+    subprocess.run(arguments, check=True, env=environment, cwd=root, capture_output=True, text=True)
+    here, there = learner.state(), load(tmp_path / "three").state
+    assert set(here.arrays) == set(there.arrays)
+    for name, array in here.arrays.items():
+        assert array.dtype == there.arrays[name].dtype, name
+        assert array.tobytes() == there.arrays[name].tobytes(), name
+    assert there.arrays["optimizer/iteration"] == 3
+
+
+if __name__ == "__main__":
+    resumed = RecommenderLearner.restore(load(Path(sys.argv[1])).state, encoder=lambda: None)
+    third_step(resumed, sys.argv[3] == "1")
+    save(Checkpoint(resumed.state(), LEDGER), Path(sys.argv[2]))
