@@ -1,0 +1,137 @@
+"""A checkpoint: a learner's state and the ledger of what it has learnt, as plain files.
+
+`arrays.safetensors` holds every array bit for bit, `state.json` the learner's own notes, `ledger.json`
+the ledger. No pickle: a checkpoint that was tampered with can be wrong, but it cannot run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from pipeline.tasks.contract import State
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows of a task's table, counted over a lineage from its base on.
+
+    Every row that came or changed is in exactly one of `taught`, `held_out`, `context`, `set_aside`;
+    `joined` counts those of `held_out` that have been learnt since. The table has `inserted - deleted` rows.
+    """
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    taught: int = 0
+    held_out: int = 0
+    context: int = 0  # rows that teach nothing by themselves, such as views in a shop of purchases
+    set_aside: int = 0
+    joined: int = 0
+
+    def plus(self, other: RowCounts) -> RowCounts:
+        """The sums of both."""
+        return RowCounts(*(getattr(self, name) + getattr(other, name) for name in asdict(self)))
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row that came or changed is accounted for."""
+        return self.inserted + self.updated == self.taught + self.held_out + self.context + self.set_aside
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a model version has learnt from.
+
+    Attributes:
+        kind: `base` (first training), `update` or `retrain`.
+        parent: the version it was trained from; None for a base or a retrain.
+        versions: for each table, the newest version that has been read.
+        learnt_from: for each table, the version after which this version's own learning began (-1: all).
+        window: start of the newest landed window among the rows read.
+        joined_until: validation rows that happened before this hour have joined the training rows.
+        span_hours: how long validation rows stay out of training.
+        rows: counts over the lineage.
+        own_rows: counts of this version's own learning.
+        updates: updates since the base.
+        base: the version of the lineage's first model; None if this is it.
+        set_aside: the landed windows whose rows were refused for good (ISO 8601).
+    """
+
+    kind: str
+    parent: int | None
+    versions: Mapping[str, int]
+    learnt_from: Mapping[str, int]
+    window: datetime
+    joined_until: datetime
+    span_hours: int
+    rows: RowCounts = field(default_factory=RowCounts)
+    own_rows: RowCounts = field(default_factory=RowCounts)
+    updates: int = 0
+    base: int | None = None
+    set_aside: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The ledger in JSON's types."""
+        return {
+            **asdict(self),
+            "window": self.window.isoformat(),
+            "joined_until": self.joined_until.isoformat(),
+            "set_aside": list(self.set_aside),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Ledger:
+        """The ledger that `as_json` wrote."""
+        return cls(**{
+            **record,
+            "window": datetime.fromisoformat(record["window"]),
+            "joined_until": datetime.fromisoformat(record["joined_until"]),
+            "rows": RowCounts(**record["rows"]),
+            "own_rows": RowCounts(**record["own_rows"]),
+            "set_aside": tuple(record["set_aside"]),
+        })
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that training needs to go on."""
+
+    state: State
+    ledger: Ledger
+
+    def with_ledger(self, **changes: Any) -> Checkpoint:
+        """The same state under a changed ledger."""
+        return Checkpoint(self.state, replace(self.ledger, **changes))
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes a checkpoint's three files into `folder` (made if absent)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # safetensors keeps neither memory order nor zero-dimensional views apart from contiguous copies
+    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.state.arrays.items()}
+    shapes = {name: list(array.shape) for name, array in checkpoint.state.arrays.items()}
+    save_file(arrays, folder / "arrays.safetensors")
+    (folder / "state.json").write_text(json.dumps({"meta": checkpoint.state.meta, "shapes": shapes}))
+    (folder / "ledger.json").write_text(json.dumps(checkpoint.ledger.as_json(), indent=2))
+
+
+def load(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`.
+
+    Raises:
+        FileNotFoundError: one of its three files is missing.
+    """
+    notes = json.loads((folder / "state.json").read_text())
+    arrays = load_file(folder / "arrays.safetensors")
+    state = State(
+        arrays={name: arrays[name].reshape(shape) for name, shape in notes["shapes"].items()}, meta=notes["meta"]
+    )
+    return Checkpoint(state, Ledger.from_json(json.loads((folder / "ledger.json").read_text())))

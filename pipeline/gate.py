@@ -1,0 +1,342 @@
+"""The gate: two models' scores on the same examples become promote, hold or reject, with reasons.
+
+An hour's gain is too small to be proven, so what a challenger must show is that it is *not worse* than the
+champion by more than a stated margin (non-inferiority; Piaggio et al., JAMA 2012), and likewise not worse
+than a fixed older model, because many losses within the margin would add up. The error rates hold whatever
+the number of comparisons:
+
+- Promotion needs every deciding comparison to show "not worse". A model that is worse by more than the
+  margin in any one of them passes that one with at most the stated error rate, hence all of them
+  (intersection-union test; Berger, Technometrics 1982). No correction is needed.
+- Rejection needs one comparison that shows "worse by more than the margin". The more there are, the likelier
+  one does by chance, so they are corrected together (Holm, Scandinavian Journal of Statistics 1979).
+
+Anything else is too little evidence: hold, and say how much is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+
+from pipeline.evaluation import Difference, paired_difference, unit_means
+from pipeline.tasks.contract import GateRules, Scores
+
+_SLICE = "slice:"
+
+# An equal challenger should seldom be held for want of evidence: nine times in ten it is shown to be not
+# worse where there are `needed_units` (the customary power of non-inferiority trials is 0.8 to 0.9).
+POWER = 0.9
+
+
+class ScoresDiffer(ValueError):
+    """Two models were scored on different examples, so that they cannot be compared.
+
+    Attributes:
+        against: the role of the model that the challenger was to be compared with.
+        rule: what must hold.
+        seen: what was found instead.
+    """
+
+    def __init__(self, against: str, rule: str, seen: str) -> None:
+        """Takes the attributes."""
+        self.against, self.rule, self.seen = against, rule, seen
+        super().__init__(
+            f"Challenger and {against} cannot be compared: {rule}; {seen}. "
+            "Score both on one Examples object, without dropping or sorting rows."
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The challenger beside another model, on all examples or a slice of them.
+
+    Attributes:
+        against: `champion`, `reference` or `baseline`.
+        slice: name of the slice; `all`.
+        metric: the metric compared.
+        difference: mean over units of challenger minus the other.
+        low, high: its one-sided bounds, each at the rules' error rate.
+        margin: how far below the other still counts as not worse, in the metric's own unit.
+        other: the other model's mean.
+        units: distinct units that were compared.
+        needed_units: so many show an equal challenger to be not worse nine times in ten, at the variance that
+            was seen; None where no number does (the margin is 0).
+        decides: promotion needs this comparison to show "not worse"; where not, it can only reject.
+        worse: shown to be worse by more than the margin, corrected for the number of comparisons.
+    """
+
+    against: str
+    slice: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    margin: float
+    other: float
+    units: int
+    needed_units: int | None
+    decides: bool
+    worse: bool
+
+    @property
+    def not_worse(self) -> bool:
+        """Whether it is shown that the challenger is not worse by more than the margin."""
+        return self.low >= -self.margin
+
+    def __str__(self) -> str:
+        """What was compared and what was seen, for people."""
+        where = "" if self.slice == "all" else f" on {self.slice}"
+        return (
+            f"{self.metric}{where} against the {self.against}: {self.difference:+.4f} "
+            f"({self.low:+.4f} to {self.high:+.4f}), {_relative(self.difference, self.other)}"
+            f"allowed {-self.margin:+.4f}, {self.units:,} units"
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate decided.
+
+    Attributes:
+        outcome: `first` (nothing served before), `promote`, `hold` or `reject`.
+        reasons: plain sentences with numbers, the deciding one first.
+        comparisons: everything that was compared.
+    """
+
+    outcome: str
+    reasons: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def decide(
+    champion: Scores | None,
+    challenger: Scores,
+    baseline: Scores,
+    rules: GateRules,
+    seed: int,
+    reference: Scores | None = None,
+) -> Decision:
+    """Whether the challenger may serve.
+
+    Slices are the champion's (of what it knew before the challenger learnt); those that have fewer units than
+    an equal challenger would need do not decide, they only reject. The baseline is a floor: shown to be below
+    it by more than the margin rejects, or holds where there is no champion yet.
+
+    Args:
+        champion: scores of the model that serves; None where none does.
+        challenger: scores of the model that was just trained.
+        baseline: scores of the plain method.
+        rules: margins and error rates.
+        seed: of the resampling.
+        reference: scores of a fixed older champion.
+
+    Raises:
+        ScoresDiffer: the scores are not of the same examples in the same order, or not numbers.
+    """
+    for role, other in (("champion", champion), ("baseline", baseline), ("reference", reference)):
+        if other is not None:
+            _check_same_examples(role, other, challenger, rules.metric)
+    units = int(challenger.frame["unit"].nunique(dropna=False))
+    if not units:
+        return Decision("hold", ("There are no validation examples to judge by; wait for more windows.",), ())
+    measured = list(_measure(champion, challenger, baseline, rules, seed, reference))
+    comparisons = _judged(measured, rules.error_rate)
+    if champion is None:
+        return _first(comparisons)
+    if units < rules.least_units:
+        return Decision("hold", (
+            f"There are {units:,} validation units, the gate needs at least {rules.least_units:,}: "
+            f"{rules.least_units - units:,} are missing. Wait for more windows.",
+        ), comparisons)
+    return _against_champion(comparisons)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A comparison before it is known what the others say."""
+
+    against: str
+    slice: str
+    metric: str
+    difference: Difference
+    margin: float
+    other: float
+    needed_units: int | None
+    decides: bool
+
+    @property
+    def chance(self) -> float:
+        """The p-value of "worse by more than the margin".
+
+        A bootstrap of a handful of units that all fell claims too much. Had chance alone given each changed
+        unit its sign, all would have fallen once in 2 ** changed: no claim may be surer (sign test).
+        """
+        return max(self.difference.chance_at_least(-self.margin), 0.5**self.difference.changed)
+
+
+def _measure(
+    champion: Scores | None,
+    challenger: Scores,
+    baseline: Scores,
+    rules: GateRules,
+    seed: int,
+    reference: Scores | None,
+) -> Iterator[_Measured]:
+    everything = np.ones(len(challenger.frame), bool)
+    if champion is not None:
+        yield _compare("champion", "all", champion, challenger, everything, rules, seed)
+        for name, rows in _slices(champion.frame):
+            yield _compare("champion", name, champion, challenger, rows, rules, seed)
+        if reference is not None and reference is not champion:
+            yield _compare("reference", "all", reference, challenger, everything, rules, seed)
+    if rules.beats_baseline:
+        yield _compare("baseline", "all", baseline, challenger, everything, rules, seed)
+
+
+def _slices(frame: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
+    for column in frame.columns:
+        if column.startswith(_SLICE) and frame[column].any():
+            yield column.removeprefix(_SLICE), frame[column].to_numpy(bool)
+
+
+def _compare(
+    against: str, name: str, other: Scores, challenger: Scores, rows: np.ndarray, rules: GateRules, seed: int
+) -> _Measured:
+    units = challenger.frame["unit"].to_numpy()[rows]
+    theirs = other.frame[rules.metric].to_numpy(np.float64)[rows]
+    ours = challenger.frame[rules.metric].to_numpy(np.float64)[rows]
+    difference = paired_difference(ours, theirs, units, seed, rules.error_rate)
+    mean = float(unit_means(theirs, units).mean())
+    margin = (rules.margin if name == "all" else rules.slice_margin) * abs(mean)
+    needed = units_needed(difference.deviation, margin, rules.error_rate)
+    enough = difference.units >= rules.least_units and needed is not None and difference.units >= needed
+    return _Measured(
+        against, name, rules.metric, difference, margin, mean, needed,
+        decides=against != "baseline" and (name == "all" or enough),
+    )
+
+
+def units_needed(deviation: float, margin: float, error_rate: float) -> int | None:
+    """How many units show an equal challenger to be not worse, with probability `POWER`.
+
+    The sample size of a paired non-inferiority comparison under the normal approximation (Julious, Statistics
+    in Medicine 2004): ((z of the error rate + z of the power) * deviation / margin) squared.
+
+    Args:
+        deviation: standard deviation of the units' differences.
+        margin: in the metric's unit.
+        error_rate: one-sided.
+
+    Returns:
+        None where the margin is 0 and the models differ: no number of units suffices.
+    """
+    if deviation == 0.0:
+        return 1
+    if margin == 0.0:
+        return None
+    spread = NormalDist().inv_cdf(1.0 - error_rate) + NormalDist().inv_cdf(POWER)
+    return math.ceil((spread * deviation / margin) ** 2)
+
+
+def _judged(measured: Sequence[_Measured], error_rate: float) -> tuple[Comparison, ...]:
+    worse = shown_by_holm([one.chance for one in measured], error_rate)
+    return tuple(
+        Comparison(
+            one.against, one.slice, one.metric, one.difference.mean, one.difference.low, one.difference.high,
+            one.margin, one.other, one.difference.units, one.needed_units, one.decides, bool(shown),
+        )
+        for one, shown in zip(measured, worse, strict=True)
+    )
+
+
+def shown_by_holm(chances: Sequence[float], error_rate: float) -> list[bool]:
+    """Which claims are shown, given their p-values, so that any false one is shown with at most `error_rate`.
+
+    Holm's step-down: the smallest p-value must be within error_rate / m, the next within
+    error_rate / (m - 1), and so on until one is not.
+    """
+    shown = [False] * len(chances)
+    for rank, place in enumerate(sorted(range(len(chances)), key=lambda place: chances[place])):
+        if chances[place] > error_rate / (len(chances) - rank):
+            break
+        shown[place] = True
+    return shown
+
+
+def _first(comparisons: tuple[Comparison, ...]) -> Decision:
+    below = [one for one in comparisons if one.worse]
+    if below:
+        return Decision("hold", tuple(
+            f"There is no champion yet, and the model is shown to be below the plain baseline: {one}. "
+            "Train longer or on more history, or promote it by force." for one in below
+        ), comparisons)
+    seen = [f"Seen: {one}." for one in comparisons]
+    return Decision("first", (
+        "There is no champion yet, and the model is not shown to be below the plain baseline.", *seen,
+    ), comparisons)
+
+
+def _against_champion(comparisons: tuple[Comparison, ...]) -> Decision:
+    worse = [one for one in comparisons if one.worse]
+    if worse:
+        return Decision("reject", tuple(f"Shown to be worse: {one}." for one in worse), comparisons)
+    open_ones = [one for one in comparisons if one.decides and not one.not_worse]
+    if open_ones:
+        return Decision("hold", tuple(_missing(one) for one in open_ones), comparisons)
+    main = comparisons[0]
+    verdict = "Shown to be better" if main.low > 0.0 else "Shown to be not worse"
+    rest = [f"Not worse either: {one}." for one in comparisons[1:] if one.decides]
+    return Decision("promote", (f"{verdict}: {main}.", *rest), comparisons)
+
+
+def _missing(comparison: Comparison) -> str:
+    """Why a comparison shows nothing, and what would."""
+    start = f"Not shown to be not worse: {comparison}."
+    if comparison.needed_units is None:
+        return f"{start} With a margin of 0 no number of units shows it; give the slice or metric a margin."
+    missing = comparison.needed_units - comparison.units
+    if missing > 0:
+        return (
+            f"{start} An equal model would need about {comparison.needed_units:,} units at this variance: "
+            f"{missing:,} are missing."
+        )
+    return (
+        f"{start} There are enough units ({comparison.needed_units:,} needed): "
+        "the difference itself points down."
+    )
+
+
+def _check_same_examples(role: str, other: Scores, challenger: Scores, metric: str) -> None:
+    ours, theirs = challenger.frame["example_id"].to_numpy(), other.frame["example_id"].to_numpy()
+    if len(ours) != len(theirs):
+        raise ScoresDiffer(
+            role, "both must score the same examples", f"they have {len(ours)} and {len(theirs)}"
+        )
+    differing = np.flatnonzero(ours != theirs)
+    if len(differing):
+        place = int(differing[0])
+        raise ScoresDiffer(
+            role, "both must score the same examples in the same order",
+            f"{len(differing)} of {len(ours)} differ, the first at row {place}: "
+            f"{ours[place]!r} and {theirs[place]!r}",
+        )
+    for name, frame in (("challenger", challenger.frame), (role, other.frame)):
+        if metric not in frame.columns:
+            raise ScoresDiffer(
+                role, f"both must have the metric {metric!r}", f"the {name} has {list(frame.columns)}"
+            )
+        faulty = int((~np.isfinite(frame[metric].to_numpy(np.float64))).sum())
+        if faulty:
+            raise ScoresDiffer(
+                role, f"each score must be a finite number; {metric!r}", f"{faulty} of the {name}'s are not"
+            )
+
+
+def _relative(difference: float, mean: float) -> str:
+    return f"{difference / abs(mean):+.1%}, " if mean else ""

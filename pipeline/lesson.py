@@ -1,0 +1,176 @@
+"""A lesson: everything that one training job reads, from tables at fixed versions, and the ledger it ends with.
+
+Two kinds: the change since a checkpoint's ledger (an update), and the whole window of history (a retrain).
+Both answer the same questions, for any task: what is learnt, what stays out to judge, what is replayed,
+and how each row of the table is accounted for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.checkpoint import Ledger, RowCounts
+from pipeline.examples import TRAIN, judging_examples, learnable, parts, span_for
+from pipeline.lake import Snapshot
+from pipeline.replay import replayed_examples
+from pipeline.schema import FEEDS, TIME
+from pipeline.tasks.contract import Examples, Task, together
+from pipeline.window import HOUR
+
+
+class NothingToLearn(RuntimeError):
+    """The task's table has no row; the message says which table."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one training job reads.
+
+    Attributes:
+        context: what the learner must take in before it sees an example.
+        arrived: all examples of the change, to be scored before anything learns them; none for a retrain.
+        new: what is learnt for the first time in this lineage: the train part of what arrived, and
+            validation examples whose span has passed.
+        replayed: old examples beside them.
+        tune: for early stopping.
+        gate: for the gate.
+        ledger: of the model that has learnt this; its parent is filled in already.
+    """
+
+    context: pa.Table
+    arrived: Examples
+    new: Examples
+    replayed: Examples
+    tune: Examples
+    gate: Examples
+    ledger: Ledger
+
+    @property
+    def train(self) -> Examples:
+        """New and replayed examples."""
+        return together(self.new, self.replayed)
+
+
+def lesson_of_change(
+    task: Task, tables: Snapshot, parent: int, ledger: Ledger, start: int, seed: int
+) -> Lesson:
+    """What the tables gained or lost since the checkpoint of version `parent`, whose ledger is given.
+
+    Args:
+        task: what is learnt.
+        tables: at the versions up to which is learnt.
+        parent: the champion's version.
+        ledger: the champion's.
+        start: learn the task's table from after this version on; changes between the ledger's version and
+            this one were refused for good and are set aside.
+        seed: of the replay.
+    """
+    table, known, now = task.table, ledger.versions[task.table], tables.versions[task.table]
+    refused = _Change(tables.lake.changes(table, known, start))
+    change = _Change(tables.lake.changes(table, start, now))
+    window = max(ledger.window, change.newest_window or ledger.window)
+    boundary = max(ledger.joined_until, window + HOUR - timedelta(hours=ledger.span_hours))
+    aside = sorted((set(ledger.set_aside) | refused.windows) - change.windows)  # a corrected window counts again
+    grown = replace(
+        ledger, kind="update", parent=parent, base=parent if ledger.base is None else ledger.base,
+        versions=dict(tables.versions), learnt_from={**ledger.versions, table: start}, window=window,
+        joined_until=boundary, updates=ledger.updates + 1, set_aside=tuple(aside),
+    )
+    arrived = task.examples(tables, change.came)
+    new = arrived.keep(learnable(arrived.table["unit"], arrived.table["hour"], boundary))
+    keys = change.came[FEEDS[table].key].combine_chunks()
+    joined = _joined_examples(task, tables, ledger.joined_until, grown, keys)
+    schedule = task.update_schedule
+    wanted = max(int(schedule.replay_ratio * (len(new) + len(joined))), schedule.least_replayed)
+    generator = np.random.default_rng([seed, parent, max(now, 0)])
+    replayed = replayed_examples(task, tables, grown, keys, wanted, generator)
+    tune, gate = judging_examples(task, tables, boundary)
+    own = RowCounts(
+        inserted=change.inserted + refused.inserted, updated=change.updated + refused.updated,
+        deleted=change.deleted + refused.deleted, taught=new.taught_rows,
+        held_out=arrived.taught_rows - new.taught_rows, context=len(change.came) - arrived.taught_rows,
+        set_aside=len(refused.came), joined=joined.taught_rows,
+    )
+    return Lesson(
+        task.context(tables, ledger.versions), arrived, together(new, joined), replayed, tune, gate,
+        replace(grown, own_rows=own, rows=ledger.rows.plus(own)),
+    )
+
+
+def lesson_of_everything(
+    task: Task, tables: Snapshot, days: int | None, joined_until: datetime | None
+) -> Lesson:
+    """The whole history, or its newest `days`, for a model that starts from the base.
+
+    Args:
+        task: what is learnt.
+        tables: at the versions up to which is learnt.
+        days: rows that happened earlier are context only; None: all are learnt.
+        joined_until: the champion's, where there is one: what it has learnt must not judge.
+
+    Raises:
+        NothingToLearn: the task's table is empty.
+    """
+    key = FEEDS[task.table].key
+    rows = tables.arrow(task.table, FEEDS[task.table].table_schema.names).sort_by([(key, "ascending")])
+    if not len(rows):
+        raise NothingToLearn(
+            f"The table {task.table!r} must have rows before task {task.name!r} can be trained; it has none. "
+            "Land history and run the ingest (make run shows it), then trigger the retrain again."
+        )
+    window = pc.max(rows["landed_window"]).as_py()
+    end = window + HOUR
+    span_hours = span_for(task, tables, end)
+    boundary = max(end - timedelta(hours=span_hours), joined_until or datetime.min.replace(tzinfo=end.tzinfo))
+    teaching = task.teaching(tables, rows)
+    if days is not None:
+        teaching = teaching.filter(pc.greater_equal(teaching["hour"], pa.scalar(end - timedelta(days=days), TIME)))
+    mask = learnable(teaching[task.unit_column], teaching["hour"], boundary)
+    new = task.examples(tables, teaching.filter(pa.array(mask)))
+    tune, gate = judging_examples(task, tables, boundary)
+    own = RowCounts(
+        inserted=len(rows), taught=new.taught_rows, held_out=int((~mask).sum()), context=len(rows) - len(teaching)
+    )
+    ledger = Ledger(
+        kind="retrain" if joined_until else "base", parent=None, versions=dict(tables.versions),
+        learnt_from={table: -1 for table in tables.versions}, window=window, joined_until=boundary,
+        span_hours=span_hours, rows=own, own_rows=own,
+    )
+    nothing = new.keep(np.zeros(len(new), bool))
+    return Lesson(task.context(tables, None), nothing, new, nothing, tune, gate, ledger)
+
+
+def snapshot_versions(task: Task, version_of: Mapping[str, int]) -> dict[str, int]:
+    """The versions of the tables that a task reads."""
+    return {table: version_of[table] for table in (task.table, *task.context_tables)}
+
+
+class _Change:
+    """A net change, by what happened to its rows."""
+
+    def __init__(self, changes: pa.Table) -> None:
+        kinds = changes["change"]
+        self.inserted = pc.sum(pc.equal(kinds, "insert")).as_py() or 0
+        self.updated = pc.sum(pc.equal(kinds, "update")).as_py() or 0
+        self.deleted = pc.sum(pc.equal(kinds, "delete")).as_py() or 0
+        self.came = changes.filter(pc.not_equal(kinds, "delete")).drop_columns(["change"])
+        landed = pc.unique(changes["landed_window"]).to_pylist()
+        self.windows = {time.isoformat() for time in landed}
+        self.newest_window = max(landed, default=None)
+
+
+def _joined_examples(
+    task: Task, tables: Snapshot, since: datetime, ledger: Ledger, new_keys: pa.Array
+) -> Examples:
+    """Validation examples of the hours `[since, ledger.joined_until)`: their span has passed, they are learnt now."""
+    rows = task.teaching(tables, tables.rows_from(task.table, since, ledger.joined_until))
+    rows = rows.filter(pa.array(parts(rows[task.unit_column], rows["hour"]) != TRAIN))
+    rows = rows.filter(pc.invert(pc.is_in(rows[FEEDS[task.table].key], value_set=new_keys)))
+    aside = pa.array([datetime.fromisoformat(window) for window in ledger.set_aside], TIME)
+    return task.examples(tables, rows.filter(pc.invert(pc.is_in(rows["landed_window"], value_set=aside))))

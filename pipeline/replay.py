@@ -1,0 +1,71 @@
+"""Replay: old examples mixed into an update, so that a model that learns an hour keeps what it knew.
+
+Rehearsal against forgetting is as old as Robins (1995, Connection Science 7(2)); for recommenders ADER
+(Mi, Lin and Faltings, RecSys 2020) replays exemplars beside each period's new sessions. Here old examples
+are drawn from the table itself at the update's version, so that nothing has to be stored with a checkpoint,
+a row that was corrected is replayed as corrected, and one that was deleted is not replayed at all.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from pipeline.checkpoint import Ledger
+from pipeline.examples import learnable
+from pipeline.lake import Snapshot
+from pipeline.schema import FEEDS, TIME
+from pipeline.tasks.contract import Examples, Task
+
+# Whole days are read until they hold this many rows for each example wanted: the cost follows the size of the
+# update, not of history. A shop of views and purchases has about ten rows to one that teaches.
+_ROWS_READ_PER_EXAMPLE = 30
+
+
+def replayed_examples(
+    task: Task, tables: Snapshot, ledger: Ledger, new_keys: pa.Array, wanted: int, generator: np.random.Generator
+) -> Examples:
+    """`wanted` old examples (fewer where there are not as many), drawn evenly from what `ledger` may learn.
+
+    Args:
+        task: whose examples.
+        tables: at the update's versions.
+        ledger: the update's: validation rows and windows set aside stay out.
+        new_keys: keys of the rows that the update learns anyway.
+        wanted: how many.
+        generator: the draw is the same for the same state of it.
+    """
+    rows = _some_days(task, tables, wanted * _ROWS_READ_PER_EXAMPLE, generator)
+    rows = task.teaching(tables, rows)
+    rows = rows.filter(pc.invert(pc.is_in(rows[FEEDS[task.table].key], value_set=new_keys)))
+    aside = pa.array([datetime.fromisoformat(window) for window in ledger.set_aside], TIME)
+    rows = rows.filter(pc.invert(pc.is_in(rows["landed_window"], value_set=aside)))
+    rows = rows.filter(pa.array(learnable(rows[task.unit_column], rows["hour"], ledger.joined_until)))
+    examples = task.examples(tables, _some_moments(task, rows, wanted, generator))
+    if len(examples) <= wanted:
+        return examples
+    return examples.take(np.sort(generator.permutation(len(examples))[:wanted]))
+
+
+def _some_days(task: Task, tables: Snapshot, rows_wanted: int, generator: np.random.Generator) -> pa.Table:
+    days = tables.arrow(task.table, ["landed_date"]).group_by("landed_date").aggregate([([], "count_all")])
+    days = days.sort_by([("landed_date", "ascending")])
+    order = generator.permutation(len(days))
+    enough = int(np.searchsorted(np.cumsum(days["count_all"].to_numpy()[order]), rows_wanted)) + 1
+    chosen = days["landed_date"].combine_chunks().take(pa.array(order[:enough]))
+    rows = tables.arrow(task.table, filter=ds.field("landed_date").isin(chosen))
+    return rows.sort_by([(FEEDS[task.table].key, "ascending")])
+
+
+def _some_moments(task: Task, rows: pa.Table, wanted: int, generator: np.random.Generator) -> pa.Table:
+    """All rows of `wanted` pairs of unit and hour: enough for as many examples, since a pair has at least one."""
+    pairs = pc.binary_join_element_wise(
+        rows[task.unit_column], pc.cast(pc.cast(rows["hour"], pa.int64()), pa.string()), "|"
+    ).combine_chunks()
+    distinct = pc.unique(pairs).sort()
+    chosen = distinct.take(pa.array(generator.permutation(len(distinct))[:wanted]))
+    return rows.filter(pc.is_in(pairs, value_set=chosen))

@@ -1,0 +1,396 @@
+"""The jobs that the DAGs call: plan, update, retrain, promote, and whether a task is behind its table.
+
+Each is a function of table versions and of the registry's state, so it can be killed at any moment and run
+again: an update that was registered already is found by its parent and its ledger, a promotion that was
+done already is done. `plan`, `promote` and `behind` load neither TensorFlow nor a model.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.checkpoint import Ledger
+from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.locking import locks_of
+from pipeline.registry import Registry, open_registry
+from pipeline.schema import QUALITY_SCHEMA
+from pipeline.settings import Settings
+from pipeline.tasks.catalogue import task_named
+
+if TYPE_CHECKING:
+    from pipeline.gate import Decision
+    from pipeline.lesson import Lesson
+    from pipeline.tasks.contract import Examples, Learner, Scores, Task
+
+Report = Callable[[str], None]
+
+# One refusal may be chance (the gate errs once in twenty), two may be one bad hour seen twice; a third time
+# the oldest hour of the three is what they have in common (DESIGN.md, decision 1).
+REFUSALS_BEFORE_SETTING_ASIDE = 3
+
+
+def plan(task_name: str, settings: Settings) -> dict[str, Any]:
+    """What the next update of a task would learn, in JSON's types.
+
+    Returns:
+        `task`, `champion` (version), `versions` (table -> version to learn up to), `start` (learn the task's
+        table from after this version on); or `nothing_because` with the reason.
+    """
+    lake, registry = open_lake(settings), open_registry(settings)
+    task = task_named(task_name, settings, lake)
+    champion = registry.champion(task_name)
+    if champion is None:
+        return {"nothing_because": f"{task_name} has no champion yet: run the DAG retrain_{task_name} first."}
+    ledger = _ledger(registry, task_name, champion)
+    versions = _versions(task, lake)
+    if versions[task.table] <= ledger.versions[task.table]:
+        return {"nothing_because": f"version {champion} has learnt all of {task.table} (version {versions[task.table]})."}
+    refused = {
+        version: _ledger(registry, task_name, version) for version in registry.refusals(task_name, champion)
+    }
+    for version, other in refused.items():
+        if dict(other.versions) == versions:
+            return {"nothing_because": f"version {version} was refused on exactly this data; waiting for more."}
+    rejected = [
+        other for version, other in refused.items()
+        if registry.tags(task_name, version)["evergreen.decision"] == "reject"
+    ]
+    start = _start(ledger.versions[task.table], rejected, task.table)
+    return {"task": task_name, "champion": champion, "versions": versions, "start": start}
+
+
+def update(
+    plan: Mapping[str, Any], settings: Settings, decided_at: datetime, report: Report = print
+) -> dict[str, Any]:
+    """Fine-tunes the champion on the planned change, scores both, decides, and registers the challenger.
+
+    Returns:
+        `task`, `version`, `decision`, `reasons`, `window`. `version` is None where the champion has moved
+        since the plan: the next run plans anew.
+    """
+    name = str(plan["task"])
+    with locks_of(settings.home, settings.lock_url)(f"learn-{name}"):
+        job = _Job.open(name, settings, report)
+        if job.registry.champion(name) != plan["champion"]:
+            return _outcome(name, None, "overtaken", [f"Version {plan['champion']} is no longer the champion."])
+        done = job.registered(plan["champion"], plan["versions"], plan["start"])
+        if done is not None:
+            return done
+        return job.update(int(plan["champion"]), dict(plan["versions"]), int(plan["start"]), decided_at)
+
+
+def retrain(
+    task_name: str, settings: Settings, decided_at: datetime, reason: str, days: int | None = None,
+    report: Report = print,
+) -> dict[str, Any]:
+    """Trains from the base over the whole history (or its newest `days`), through the same gate.
+
+    Without a champion this makes the first one. Returns what `update` does.
+    """
+    with locks_of(settings.home, settings.lock_url)(f"learn-{task_name}"):
+        job = _Job.open(task_name, settings, report)
+        return job.retrain(job.registry.champion(task_name), days, reason, decided_at)
+
+
+def promote(
+    task_name: str, version: int, settings: Settings, decided_at: datetime, who: str = "update"
+) -> dict[str, Any]:
+    """Acts on the decision that stands in a version's tags, and writes its quality into the lake. Idempotent."""
+    lake, registry = open_lake(settings), open_registry(settings)
+    _publish_quality(lake, registry, task_name, version)
+    tags = registry.tags(task_name, version)
+    reasons = json.loads(tags["evergreen.reasons"])
+    ledger = _ledger(registry, task_name, version)
+    outcome = tags["evergreen.decision"]
+    if outcome in ("promote", "first"):
+        expected = int(tags["evergreen.compared_with"]) if tags["evergreen.compared_with"] else None
+        done = registry.promote(
+            task_name, version, expected, who=who, reasons=reasons, action=outcome, decided_at=decided_at,
+            window=ledger.window,
+        )
+        return {"action": outcome, "champion_before": done.champion_before, "champion_after": done.champion_after}
+    registry.record(
+        task_name, outcome, version, who=who, reasons=reasons, decided_at=decided_at, window=ledger.window
+    )
+    champion = registry.champion(task_name)
+    return {"action": outcome, "champion_before": champion, "champion_after": champion}
+
+
+def behind(task_name: str, settings: Settings) -> bool:
+    """Whether the next update would have something to learn."""
+    return "nothing_because" not in plan(task_name, settings)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training job of one task, under its lock."""
+
+    name: str
+    task: Task
+    lake: Lake
+    registry: Registry
+    settings: Settings
+    report: Report
+
+    @classmethod
+    def open(cls, name: str, settings: Settings, report: Report) -> _Job:
+        lake = open_lake(settings)
+        return cls(name, task_named(name, settings, lake), lake, open_registry(settings), settings, report)
+
+    def registered(self, champion: int, versions: Mapping[str, int], start: int) -> dict[str, Any] | None:
+        """The outcome of this very update if a killed run had registered it already."""
+        for version in self.registry.children(self.name, champion):
+            ledger = _ledger(self.registry, self.name, version)
+            if (dict(ledger.versions), ledger.learnt_from[self.task.table]) == (dict(versions), start):
+                tags = self.registry.tags(self.name, version)
+                self.report(f"version {version} was registered before this run: nothing is trained twice")
+                return _outcome(
+                    self.name, version, tags["evergreen.decision"], json.loads(tags["evergreen.reasons"]), ledger
+                )
+        return None
+
+    def update(
+        self, champion: int, versions: dict[str, int], start: int, decided_at: datetime
+    ) -> dict[str, Any]:
+        from pipeline.lesson import lesson_of_change
+        from pipeline.training import fine_tune
+
+        parent, learner = self._learner_of(champion)
+        tables = Snapshot(self.lake, versions)
+        lesson = lesson_of_change(self.task, tables, champion, parent, start, self.settings.seed)
+        self.report(
+            f"update from version {champion}: {len(lesson.arrived)} examples arrived, {len(lesson.new)} are learnt "
+            f"beside {len(lesson.replayed)} replayed; {len(lesson.tune)} tune, {len(lesson.gate)} judge"
+        )
+        if start > parent.versions[self.task.table]:
+            self._report_set_aside(champion, parent, lesson.ledger, start, decided_at)
+        judged = _Judged.of(self.task, tables, lesson, champion, parent.base or champion)
+        judged.add("champion", champion, learner)
+        if parent.base is None:
+            judged.also("never_updated", "champion")
+        else:
+            judged.add("never_updated", parent.base, self._learner_of(parent.base)[1])
+        grown = learner.grow(lesson.context, lesson.new)
+        self.report(f"grown: {dict(grown)}")
+        trained = fine_tune(
+            learner, self.task.restore, lesson.train, lesson.tune, self.task.update_schedule,
+            seed=self.settings.seed + lesson.ledger.updates, report=self.report,
+        )
+        return self._conclude(trained.learner, lesson, judged, champion, decided_at, kind="update")
+
+    def retrain(
+        self, champion: int | None, days: int | None, reason: str, decided_at: datetime
+    ) -> dict[str, Any]:
+        from pipeline.lesson import lesson_of_everything
+        from pipeline.training import fine_tune
+
+        tables = Snapshot(self.lake, _versions(self.task, self.lake))
+        before = None if champion is None else _ledger(self.registry, self.name, champion)
+        lesson = lesson_of_everything(self.task, tables, days, before.joined_until if before else None)
+        self.report(
+            f"retrain ({reason}): {len(lesson.new)} examples to learn, {len(lesson.tune)} tune, "
+            f"{len(lesson.gate)} judge; the last {lesson.ledger.span_hours} h stay out for that"
+        )
+        judged = _Judged.of(self.task, tables, lesson, champion, None)
+        if champion is not None:
+            judged.add("champion", champion, self._learner_of(champion)[1])
+        learner = self.task.learner(self.settings.seed)
+        self.report(f"grown: {dict(learner.grow(lesson.context, lesson.new))}")
+        trained = fine_tune(
+            learner, self.task.restore, lesson.train, lesson.tune, self.task.base_schedule,
+            seed=self.settings.seed, report=self.report,
+        )
+        return self._conclude(trained.learner, lesson, judged, champion, decided_at, kind=lesson.ledger.kind)
+
+    def _conclude(
+        self, learner: Learner, lesson: Lesson, judged: _Judged, champion: int | None, decided_at: datetime,
+        kind: str,
+    ) -> dict[str, Any]:
+        """Scores the challenger, decides, registers it with its quality beside its checkpoint."""
+        from pipeline.checkpoint import Checkpoint, save
+        from pipeline.gate import decide
+
+        challenger = judged.score(learner)
+        decision = decide(
+            judged.validation.get("champion"), challenger, judged.validation["baseline"], self.task.gate,
+            seed=self.settings.seed, reference=judged.validation.get("never_updated"),
+        )
+        self.report(f"{decision.outcome}: " + " ".join(decision.reasons))
+        with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+            folder = Path(scratch) / "checkpoint"
+            save(Checkpoint(learner.state(), lesson.ledger), folder)
+            rows = judged.rows(challenger, self.settings.seed)
+            (folder / "quality.json").write_text(json.dumps(rows))
+            version = self.registry.register(
+                self.name, learner.package(Path(scratch) / "package"), folder,
+                tags=_tags(self.name, lesson.ledger, champion, decision), metrics=_metrics(rows),
+            )
+        self.report(f"registered as version {version} of evergreen-{self.name}")
+        return _outcome(self.name, version, decision.outcome, decision.reasons, lesson.ledger)
+
+    def _learner_of(self, version: int) -> tuple[Ledger, Learner]:
+        from pipeline.checkpoint import load
+
+        with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+            checkpoint = load(self.registry.load_checkpoint(self.name, version, Path(scratch)))
+        return checkpoint.ledger, self.task.restore(checkpoint.state)
+
+    def _report_set_aside(
+        self, champion: int, parent: Ledger, ledger: Ledger, start: int, decided_at: datetime
+    ) -> None:
+        windows = sorted(set(ledger.set_aside) - set(parent.set_aside))
+        self.registry.record(
+            self.name, "set-aside", champion, who="update", decided_at=decided_at, window=ledger.window, reasons=[
+                f"Versions {parent.versions[self.task.table] + 1} to {start} of {self.task.table} were refused "
+                f"{REFUSALS_BEFORE_SETTING_ASIDE} times and are set aside; they landed in {', '.join(windows)}. "
+                "Look at these windows' quality pages; correct the files and backfill the hours to have them learnt."
+            ],
+        )
+
+
+class _Judged:
+    """Scores of several models on the same examples: the newly landed ones by window, and the gate's."""
+
+    def __init__(self, arrived: Examples, gate: Examples, window: datetime) -> None:
+        self.validation: dict[str, Scores] = {}
+        self._arrived, self._gate, self._window = arrived, gate, window
+        self._on_arrival: dict[str, Scores] = {}
+        self._versions: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, task: Task, tables: Snapshot, lesson: Lesson, champion: int | None, base: int | None) -> _Judged:
+        judged = cls(lesson.arrived, lesson.gate, lesson.ledger.window)
+        judged.validation["baseline"] = task.baseline(tables, lesson.gate)
+        judged._versions["baseline"] = 0
+        if len(lesson.arrived):
+            judged._on_arrival["baseline"] = task.baseline(tables, lesson.arrived)
+        return judged
+
+    def add(self, role: str, version: int, learner: Learner) -> None:
+        """Scores a model in a role, on everything."""
+        self._versions[role] = version
+        self.validation[role] = learner.score(self._gate)
+        if len(self._arrived):
+            self._on_arrival[role] = learner.score(self._arrived)
+
+    def also(self, role: str, same_as: str) -> None:
+        """A model that has two roles is scored once."""
+        self._versions[role] = self._versions[same_as]
+        self.validation[role] = self.validation[same_as]
+        if same_as in self._on_arrival:
+            self._on_arrival[role] = self._on_arrival[same_as]
+
+    def score(self, challenger: Learner) -> Scores:
+        """The challenger, on the gate's examples only: what arrived it has learnt."""
+        return challenger.score(self._gate)
+
+    def rows(self, challenger: Scores, seed: int) -> list[dict[str, Any]]:
+        """Rows of the lake's `quality`, without the challenger's version, in JSON's types."""
+        rows = [
+            row for role, scores in self.validation.items()
+            for row in _quality(scores, "validation", self._window, role, self._versions[role], seed)
+        ]
+        rows += _quality(challenger, "validation", self._window, "challenger", 0, seed)
+        landed = dict(zip(
+            self._arrived.table["example_id"].to_pylist(), self._arrived.table["landed_window"].to_pylist(),
+            strict=True,
+        ))
+        for role, scores in self._on_arrival.items():
+            windows = scores.frame["example_id"].map(landed)
+            for window in sorted(windows.unique()):
+                part = type(scores)(scores.frame[windows == window], scores.metrics)
+                rows += _quality(part, "window", window, role, self._versions[role], seed)
+        return rows
+
+
+def _quality(
+    scores: Scores, scored_on: str, window: datetime, role: str, version: int, seed: int
+) -> list[dict[str, Any]]:
+    from pipeline.evaluation import interval
+
+    rows = []
+    for metric in scores.metrics if len(scores.frame) else ():
+        mean, low, high = interval(scores.frame[metric].to_numpy(), scores.frame["unit"].to_numpy(), seed)
+        rows.append({
+            "scored_on": scored_on, "window": window.isoformat(), "role": role, "model_version": version,
+            "metric": metric, "mean": float(mean), "low": float(low), "high": float(high),
+            "examples": len(scores.frame),
+        })
+    return rows
+
+
+def _publish_quality(lake: Lake, registry: Registry, task_name: str, version: int) -> None:
+    """Puts a version's quality rows into the lake, once."""
+    import pyarrow.dataset as ds
+
+    held = lake.arrow(
+        "quality", columns=["challenger"], filter=(ds.field("task") == task_name) & (ds.field("challenger") == version)
+    )
+    if len(held):
+        return
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+        folder = registry.load_checkpoint(task_name, version, Path(scratch))
+        rows = json.loads((folder / "quality.json").read_text())
+    lake.append("quality", pa.Table.from_pylist([{
+        **row, "task": task_name, "window": datetime.fromisoformat(row["window"]), "challenger": version,
+        "model_version": version if row["role"] == "challenger" else row["model_version"],
+    } for row in rows], schema=QUALITY_SCHEMA))
+
+
+def _start(learnt: int, rejected: Sequence[Ledger], table: str) -> int:
+    """The version of `table` after which to learn: beyond each range that was rejected too often.
+
+    All rejected ledgers have the same parent. Those that began at one version have its following range in
+    common; the shortest of them is the range that all of them have learnt.
+    """
+    while True:
+        streak = [ledger.versions[table] for ledger in rejected if ledger.learnt_from[table] == learnt]
+        if len(streak) < REFUSALS_BEFORE_SETTING_ASIDE:
+            return learnt
+        learnt = min(streak)
+
+
+def _tags(task_name: str, ledger: Ledger, compared_with: int | None, decision: Decision) -> dict[str, str]:
+    return {
+        "evergreen.task": task_name,
+        "evergreen.kind": ledger.kind,
+        "evergreen.parent": str(ledger.parent or ""),
+        "evergreen.compared_with": str(compared_with or ""),
+        "evergreen.decision": decision.outcome,
+        "evergreen.reasons": json.dumps(list(decision.reasons)),
+        "evergreen.ledger": json.dumps(ledger.as_json()),
+        "evergreen.window": ledger.window.isoformat(),
+    }
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """MLflow's metrics: the validation means, `<role>.<metric>`, with MLflow's letters only."""
+    return {
+        f"{row['role']}.{row['metric'].replace('@', '_at_')}": row["mean"]
+        for row in rows if row["scored_on"] == "validation"
+    }
+
+
+def _ledger(registry: Registry, task_name: str, version: int) -> Ledger:
+    return Ledger.from_json(json.loads(registry.tags(task_name, version)["evergreen.ledger"]))
+
+
+def _versions(task: Task, lake: Lake) -> dict[str, int]:
+    return {table: lake.version(table) for table in (task.table, *task.context_tables)}
+
+
+def _outcome(
+    name: str, version: int | None, decision: str, reasons: Sequence[str], ledger: Ledger | None = None
+) -> dict[str, Any]:
+    return {
+        "task": name, "version": version, "decision": decision, "reasons": list(reasons),
+        "window": ledger.window.isoformat() if ledger else None,
+    }
