@@ -110,7 +110,7 @@ class RecommenderModel(mlflow.pyfunc.PythonModel):
 
         def text_encoder() -> Any:
             if not held:
-                folder = _path(context.artifacts["text_encoder"])
+                folder = _text_encoder_folder(context)
                 held.append(import_module(f"{package}.text_encoder").load_saved(folder))
             return held[0]
 
@@ -132,6 +132,12 @@ def input_example(ids: Sequence[str]) -> pd.DataFrame:
         "query": ["", "gift", ""],
         "item_id": ["", "", first[0]],
     })
+
+
+def _text_encoder_folder(context: Any) -> Any:
+    """Where the encoder's files are: in the registry once for many versions, or among the model's own artifacts."""
+    shared = context.model_config.get("shared", {}).get("text_encoder")
+    return _path(mlflow.artifacts.download_artifacts(shared) if shared else context.artifacts["text_encoder"])
 
 
 def _path(location: str) -> Any:

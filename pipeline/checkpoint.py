@@ -7,8 +7,8 @@ the ledger. No pickle: a checkpoint that was tampered with can be wrong, but it 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ class Ledger:
         own_rows: counts of this version's own learning.
         updates: updates since the base.
         base: the version of the lineage's first model; None if this is it.
-        set_aside: the landed windows whose rows were refused for good (ISO 8601).
+        set_aside: the landed windows (ISO 8601) whose rows were refused for good, each with the ranges of
+            versions (after, up to) of the task's table in which they came.
     """
 
     kind: str
@@ -76,7 +77,7 @@ class Ledger:
     own_rows: RowCounts = field(default_factory=RowCounts)
     updates: int = 0
     base: int | None = None
-    set_aside: tuple[str, ...] = ()
+    set_aside: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The ledger in JSON's types."""
@@ -84,7 +85,7 @@ class Ledger:
             **asdict(self),
             "window": self.window.isoformat(),
             "joined_until": self.joined_until.isoformat(),
-            "set_aside": list(self.set_aside),
+            "set_aside": {window: [list(span) for span in spans] for window, spans in self.set_aside.items()},
         }
 
     @classmethod
@@ -96,7 +97,9 @@ class Ledger:
             "joined_until": datetime.fromisoformat(record["joined_until"]),
             "rows": RowCounts(**record["rows"]),
             "own_rows": RowCounts(**record["own_rows"]),
-            "set_aside": tuple(record["set_aside"]),
+            "set_aside": {
+                window: tuple((after, to) for after, to in spans) for window, spans in record["set_aside"].items()
+            },
         })
 
 
@@ -106,10 +109,6 @@ class Checkpoint:
 
     state: State
     ledger: Ledger
-
-    def with_ledger(self, **changes: Any) -> Checkpoint:
-        """The same state under a changed ledger."""
-        return Checkpoint(self.state, replace(self.ledger, **changes))
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:

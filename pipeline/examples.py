@@ -9,6 +9,7 @@ the gate have their own examples because a model that was picked on some example
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -49,13 +50,15 @@ def parts_of(examples: Examples) -> np.ndarray:
     return parts(examples.table["unit"], examples.table["hour"])
 
 
-def judging_examples(task: Task, tables: Snapshot, since: datetime) -> tuple[Examples, Examples]:
+def judging_examples(
+    task: Task, tables: Snapshot, since: datetime, set_aside: Collection[str]
+) -> tuple[Examples, Examples]:
     """The tune and the gate examples of the hours from `since` on, at most MOST_JUDGING_EXAMPLES of each.
 
     Where there are more, those with the smallest hash of their id are kept: the same ones for every model
-    that is compared, and as many from every hour as it has.
+    that is compared, and as many from every hour as it has. What landed in windows set aside judges nothing.
     """
-    rows = task.teaching(tables, tables.rows_from(task.table, since))
+    rows = without_windows(task.teaching(tables, tables.rows_from(task.table, since)), set_aside)
     rows = rows.filter(pa.array(parts(rows[task.unit_column], rows["hour"]) != TRAIN))
     examples = task.examples(tables, rows)
     of = parts_of(examples)
@@ -73,6 +76,12 @@ def span_for(task: Task, tables: Snapshot, end: datetime) -> int:
         if pc.count_distinct(recent[task.unit_column]).as_py() >= WANTED_UNITS:
             return span
     return SPANS_HOURS[-1]
+
+
+def without_windows(rows: pa.Table, windows: Collection[str]) -> pa.Table:
+    """`rows` less those that landed in `windows` (ISO 8601): set aside, they neither teach nor judge."""
+    aside = pa.array([datetime.fromisoformat(window) for window in windows], TIME)
+    return rows.filter(pc.invert(pc.is_in(rows["landed_window"], value_set=aside)))
 
 
 def learnable(units: pa.ChunkedArray, hours: pa.ChunkedArray, joined_until: datetime) -> np.ndarray:

@@ -7,16 +7,17 @@ and how each row of the table is accounted for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from pipeline.checkpoint import Ledger, RowCounts
-from pipeline.examples import TRAIN, judging_examples, learnable, parts, span_for
+from pipeline.examples import TRAIN, judging_examples, learnable, parts, span_for, without_windows
 from pipeline.lake import Snapshot
 from pipeline.replay import replayed_examples
 from pipeline.schema import FEEDS, TIME
@@ -72,30 +73,34 @@ def lesson_of_change(
         seed: of the replay.
     """
     table, known, now = task.table, ledger.versions[task.table], tables.versions[task.table]
-    refused = _Change(tables.lake.changes(table, known, start))
-    change = _Change(tables.lake.changes(table, start, now))
+    refused = _Change(table, tables.lake.changes(table, known, start))
+    change = _Change(table, tables.lake.changes(table, start, now))
+    returned = _returned(task, tables, ledger, change)
+    came = pa.concat_tables([change.came, returned])
     window = max(ledger.window, change.newest_window or ledger.window)
     boundary = max(ledger.joined_until, window + HOUR - timedelta(hours=ledger.span_hours))
-    aside = sorted((set(ledger.set_aside) | refused.windows) - change.windows)  # a corrected window counts again
+    aside = {one: spans for one, spans in ledger.set_aside.items() if one not in change.windows}
+    for one in refused.windows - change.windows:  # a window that was corrected since counts again
+        aside[one] = (*aside.get(one, ()), (known, start))
     grown = replace(
         ledger, kind="update", parent=parent, base=parent if ledger.base is None else ledger.base,
         versions=dict(tables.versions), learnt_from={**ledger.versions, table: start}, window=window,
-        joined_until=boundary, updates=ledger.updates + 1, set_aside=tuple(aside),
+        joined_until=boundary, updates=ledger.updates + 1, set_aside=dict(sorted(aside.items())),
     )
-    arrived = task.examples(tables, change.came)
+    arrived = task.examples(tables, came)
     new = arrived.keep(learnable(arrived.table["unit"], arrived.table["hour"], boundary))
-    keys = change.came[FEEDS[table].key].combine_chunks()
+    keys = came[FEEDS[table].key].combine_chunks()
     joined = _joined_examples(task, tables, ledger.joined_until, grown, keys)
     schedule = task.update_schedule
     wanted = max(int(schedule.replay_ratio * (len(new) + len(joined))), schedule.least_replayed)
     generator = np.random.default_rng([seed, parent, max(now, 0)])
-    replayed = replayed_examples(task, tables, grown, keys, wanted, generator)
-    tune, gate = judging_examples(task, tables, boundary)
+    replayed = replayed_examples(task, tables, ledger.joined_until, aside, keys, wanted, generator)
+    tune, gate = judging_examples(task, tables, boundary, aside)
     own = RowCounts(
         inserted=change.inserted + refused.inserted, updated=change.updated + refused.updated,
         deleted=change.deleted + refused.deleted, taught=new.taught_rows,
-        held_out=arrived.taught_rows - new.taught_rows, context=len(change.came) - arrived.taught_rows,
-        set_aside=len(refused.came), joined=joined.taught_rows,
+        held_out=arrived.taught_rows - new.taught_rows, context=len(came) - arrived.taught_rows,
+        set_aside=len(refused.came) - len(returned), joined=joined.taught_rows,
     )
     return Lesson(
         task.context(tables, ledger.versions), arrived, together(new, joined), replayed, tune, gate,
@@ -104,7 +109,7 @@ def lesson_of_change(
 
 
 def lesson_of_everything(
-    task: Task, tables: Snapshot, days: int | None, joined_until: datetime | None
+    task: Task, tables: Snapshot, days: int | None, champion: Ledger | None
 ) -> Lesson:
     """The whole history, or its newest `days`, for a model that starts from the base.
 
@@ -112,7 +117,8 @@ def lesson_of_everything(
         task: what is learnt.
         tables: at the versions up to which is learnt.
         days: rows that happened earlier are context only; None: all are learnt.
-        joined_until: the champion's, where there is one: what it has learnt must not judge.
+        champion: its ledger, where there is one: what it has learnt must not judge, and what was set aside
+            and not corrected since stays aside.
 
     Raises:
         NothingToLearn: the task's table is empty.
@@ -127,39 +133,44 @@ def lesson_of_everything(
     window = pc.max(rows["landed_window"]).as_py()
     end = window + HOUR
     span_hours = span_for(task, tables, end)
-    boundary = max(end - timedelta(hours=span_hours), joined_until or datetime.min.replace(tzinfo=end.tzinfo))
-    teaching = task.teaching(tables, rows)
+    boundary = end - timedelta(hours=span_hours)
+    aside: Collection[str] = ()
+    if champion is not None:
+        boundary = max(boundary, champion.joined_until)
+        known, now = champion.versions[task.table], tables.versions[task.table]
+        change = _Change(task.table, tables.lake.changes(task.table, known, now))
+        aside = sorted(set(champion.set_aside) - change.windows)
+    counted = without_windows(rows, aside)
+    teaching = task.teaching(tables, counted)
     if days is not None:
         teaching = teaching.filter(pc.greater_equal(teaching["hour"], pa.scalar(end - timedelta(days=days), TIME)))
     mask = learnable(teaching[task.unit_column], teaching["hour"], boundary)
     new = task.examples(tables, teaching.filter(pa.array(mask)))
-    tune, gate = judging_examples(task, tables, boundary)
+    tune, gate = judging_examples(task, tables, boundary, aside)
     own = RowCounts(
-        inserted=len(rows), taught=new.taught_rows, held_out=int((~mask).sum()), context=len(rows) - len(teaching)
+        inserted=len(rows), taught=new.taught_rows, held_out=int((~mask).sum()),
+        context=len(counted) - len(teaching), set_aside=len(rows) - len(counted),
     )
     ledger = Ledger(
-        kind="retrain" if joined_until else "base", parent=None, versions=dict(tables.versions),
-        learnt_from={table: -1 for table in tables.versions}, window=window, joined_until=boundary,
+        kind="base" if champion is None else "retrain", parent=None, versions=dict(tables.versions),
+        learnt_from=dict.fromkeys(tables.versions, -1), window=window, joined_until=boundary,
         span_hours=span_hours, rows=own, own_rows=own,
+        set_aside=dict.fromkeys(aside, ((-1, tables.versions[task.table]),)),
     )
     nothing = new.keep(np.zeros(len(new), bool))
     return Lesson(task.context(tables, None), nothing, new, nothing, tune, gate, ledger)
 
 
-def snapshot_versions(task: Task, version_of: Mapping[str, int]) -> dict[str, int]:
-    """The versions of the tables that a task reads."""
-    return {table: version_of[table] for table in (task.table, *task.context_tables)}
-
-
 class _Change:
-    """A net change, by what happened to its rows."""
+    """A net change of a table, by what happened to its rows; those that came in order of their key."""
 
-    def __init__(self, changes: pa.Table) -> None:
+    def __init__(self, table: str, changes: pa.Table) -> None:
         kinds = changes["change"]
         self.inserted = pc.sum(pc.equal(kinds, "insert")).as_py() or 0
         self.updated = pc.sum(pc.equal(kinds, "update")).as_py() or 0
         self.deleted = pc.sum(pc.equal(kinds, "delete")).as_py() or 0
-        self.came = changes.filter(pc.not_equal(kinds, "delete")).drop_columns(["change"])
+        came = changes.filter(pc.not_equal(kinds, "delete")).drop_columns(["change"])
+        self.came = came.sort_by([(FEEDS[table].key, "ascending")])  # a change feed has no order of its own
         landed = pc.unique(changes["landed_window"]).to_pylist()
         self.windows = {time.isoformat() for time in landed}
         self.newest_window = max(landed, default=None)
@@ -172,5 +183,20 @@ def _joined_examples(
     rows = task.teaching(tables, tables.rows_from(task.table, since, ledger.joined_until))
     rows = rows.filter(pa.array(parts(rows[task.unit_column], rows["hour"]) != TRAIN))
     rows = rows.filter(pc.invert(pc.is_in(rows[FEEDS[task.table].key], value_set=new_keys)))
-    aside = pa.array([datetime.fromisoformat(window) for window in ledger.set_aside], TIME)
-    return task.examples(tables, rows.filter(pc.invert(pc.is_in(rows["landed_window"], value_set=aside))))
+    return task.examples(tables, without_windows(rows, ledger.set_aside))
+
+
+def _returned(task: Task, tables: Snapshot, ledger: Ledger, change: _Change) -> pa.Table:
+    """The rows of windows set aside and corrected now that the correction left as they were: they count again."""
+    key = FEEDS[task.table].key
+    back = {one: spans for one, spans in ledger.set_aside.items() if one in change.windows}
+    if not back:
+        return change.came.slice(0, 0)
+    keys: set[str] = set()
+    for span in sorted({tuple(span) for spans in back.values() for span in spans}):
+        windows = pa.array([datetime.fromisoformat(one) for one, spans in back.items() if span in spans], TIME)
+        came = _Change(task.table, tables.lake.changes(task.table, *span)).came
+        keys.update(came.filter(pc.is_in(came["landed_window"], value_set=windows))[key].to_pylist())
+    keys -= set(change.came[key].to_pylist())
+    rows = tables.arrow(task.table, change.came.column_names, ds.field(key).isin(pa.array(sorted(keys), pa.string())))
+    return rows.sort_by([(key, "ascending")])

@@ -7,35 +7,30 @@ challenger was compared with. What is about to happen is first written on the ve
 the aliases move, then the row is appended to the lake's `decisions`; whoever comes next completes what a
 killed process left.
 
-From a shell: `python -m pipeline.registry --help`.
+From a shell: `python -m pipeline.champion --help`.
 """
 
 from __future__ import annotations
 
-import argparse
-import getpass
-import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
+from pipeline.decisions import DecisionLog, DecisionRow
 from pipeline.lake import Lake, open_lake
 from pipeline.locking import Locks, locks_of
-from pipeline.schema import DECISIONS_SCHEMA
-from pipeline.settings import REPOSITORY, Settings, SettingsError, read_settings
+from pipeline.packaging import MOST_CHARACTERS, code_version, content_hash, description, renamed
+from pipeline.registry_errors import PREFIX, PromotionConflict, RegistryError, VerificationFailed, VersionMissing
+from pipeline.settings import Settings
+from pipeline.verification import fault_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -44,80 +39,10 @@ if TYPE_CHECKING:
 
     from pipeline.tasks.contract import Package
 
-PREFIX = "evergreen-"
-
 MOVES = ("promote", "first", "force", "rollback")
 NOTES = ("hold", "reject", "set-aside")
 
-# MLflow's database holds a description of 5,000 characters, and older ones a tag of 5,000.
-_MOST_CHARACTERS = 5_000
 _STORED_WHOLE = "see the run's artifact tags.json"
-
-# TensorFlow's import and the answers take up to 22 s here; ten times that is a hang.
-_VERIFY_SECONDS = 300
-
-# Two answers to the same rows may differ by the order of float32 sums, and not by more.
-_ANSWER_TOLERANCE = 1e-3
-
-# All that a consumer does: nothing of this project is imported by it.
-_CONSUMER = """
-import sys, mlflow
-model = mlflow.pyfunc.load_model(sys.argv[1])
-model.predict(model.input_example).to_json(sys.argv[2], orient="split")
-"""
-
-
-class RegistryError(RuntimeError):
-    """Something that was asked of the registry cannot be; the message says what to do."""
-
-
-class VersionMissing(RegistryError):
-    """A model has no such version."""
-
-    def __init__(self, task: str, version: int | str) -> None:
-        """Takes the task and the version that was asked for."""
-        self.task, self.version = task, version
-        super().__init__(
-            f"{PREFIX}{task} must have version {version}, and has not. "
-            f"List its versions with: python -m pipeline.registry versions --task {task}"
-        )
-
-
-class PromotionConflict(RegistryError):
-    """The champion is no longer the one that the version was compared with.
-
-    Attributes:
-        task, version: what was to be promoted.
-        expected: the champion that it was compared with.
-        found: the champion now.
-        remedy: what to do.
-    """
-
-    def __init__(self, task: str, version: int, expected: int | None, found: int | None) -> None:
-        """Takes the attributes but the remedy."""
-        self.task, self.version, self.expected, self.found = task, version, expected, found
-        self.remedy = f"Nothing was changed; the next update starts from champion {found}, with all data."
-        super().__init__(
-            f"Version {version} of {PREFIX}{task} was compared with champion {expected}; "
-            f"the champion is now {found}. {self.remedy}"
-        )
-
-
-class VerificationFailed(RegistryError):
-    """A version does not load or answer as it did when it was trained.
-
-    Attributes:
-        task, version: which.
-        seen: what happened instead.
-    """
-
-    def __init__(self, task: str, version: int, seen: str) -> None:
-        """Takes the attributes."""
-        self.task, self.version, self.seen = task, version, seen
-        super().__init__(
-            f"Version {version} of {PREFIX}{task} must load in a fresh process and answer its input example "
-            f"as it did when it was trained; {seen} The champion stays. Correct the package and retrain."
-        )
 
 
 @dataclass(frozen=True)
@@ -158,18 +83,28 @@ class Registry:
             verifies: whether a model is loaded in a fresh process before it may serve.
         """
         self.tracking_uri = tracking_uri
-        self._lake, self._locks, self._verifies = lake, locks, verifies
+        self._log, self._locks, self._verifies = DecisionLog(lake), locks, verifies
         self._artifacts = None if tracking_uri.startswith(("http://", "https://")) else artifacts
 
     # -- reading ------------------------------------------------------------------------------------------
 
+    def aliases(self, task: str) -> dict[str, int]:
+        """Alias -> version."""
+        try:
+            aliases = self._client.get_registered_model(PREFIX + task).aliases
+        except _mlflow_exception() as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        return {alias: int(version) for alias, version in aliases.items()}
+
     def champion(self, task: str) -> int | None:
         """The version that serves."""
-        return self._aliases(task).get("champion")
+        return self.aliases(task).get("champion")
 
     def previous(self, task: str) -> int | None:
         """The version that served before."""
-        return self._aliases(task).get("previous")
+        return self.aliases(task).get("previous")
 
     def tags(self, task: str, version: int) -> dict[str, str]:
         """All tags of a version, those stored as a file included.
@@ -188,23 +123,18 @@ class Registry:
         """All versions, oldest first."""
         return sorted(int(version.version) for version in self._search(task))
 
-    def children(self, task: str, parent: int) -> list[int]:
-        """The versions that were trained from `parent`, oldest first."""
-        found = self._search(task, f"tags.`evergreen.parent` = '{parent}'")
+    def children(self, task: str, parent: int | None) -> list[int]:
+        """The versions that were trained from `parent` (None: from the base), oldest first."""
+        found = self._search(task, f"tags.`evergreen.parent` = '{'' if parent is None else parent}'")
         return sorted(int(version.version) for version in found)
 
-    def refusals(self, task: str, champion: int) -> list[int]:
-        """The versions trained from `champion` that were held or rejected, oldest first."""
-        found = self._search(task, f"tags.`evergreen.parent` = '{champion}'")
-        refused = (one for one in found if one.tags.get("evergreen.decision") in ("hold", "reject"))
-        return sorted(int(version.version) for version in refused)
+    def decided(self, task: str, version: int) -> bool:
+        """Whether the log has what was done with a version: moved to champion, held or rejected."""
+        return any(row.action != "set-aside" for row in self._log.rows(task, version=version))
 
     def decisions(self, task: str) -> pa.Table:
         """The log of a task's decisions: DECISIONS_SCHEMA, in order of time."""
-        log = self._lake.arrow(
-            "decisions", columns=DECISIONS_SCHEMA.names, filter=ds.field("task") == task
-        )
-        return log.sort_by([("decided_at", "ascending"), ("version", "ascending")])
+        return self._log.table(task)
 
     def load_checkpoint(self, task: str, version: int, into: Path) -> Path:
         """Copies a version's checkpoint below `into`; returns its folder."""
@@ -232,7 +162,7 @@ class Registry:
             The version.
         """
         name = PREFIX + task
-        tags = {"evergreen.code": _code_version(), **tags}
+        tags = {"evergreen.code": code_version(), **tags}
         self._create_model(name, f"Evergreen's task `{task}`: `champion` serves, `previous` served before.")
         shared = {part: self._share(part, folder) for part, folder in package.shared.items()}
         run_name = " ".join(tags.get(f"evergreen.{key}", "") for key in ("kind", "window")).strip()
@@ -243,10 +173,14 @@ class Registry:
         version = self._client.create_model_version(
             name, source=logged.model_uri, run_id=run.info.run_id, model_id=logged.model_id,
             tags={key: _fitting(value) for key, value in tags.items()},
-            description=_description(tags, metrics), await_creation_for=0,
+            description=description(tags, metrics), await_creation_for=0,
         )
         self._client.set_registered_model_alias(name, "challenger", version.version)
         return int(version.version)
+
+    def name_challenger(self, task: str, version: int) -> None:
+        """Gives a version the alias `challenger`, which a process killed while registering it could not."""
+        self._client.set_registered_model_alias(PREFIX + task, "challenger", str(version))
 
     def _store_files(
         self, run_id: str, package: Package, checkpoint_folder: Path, tags: Mapping[str, str]
@@ -259,7 +193,7 @@ class Registry:
 
     def _log_model(self, package: Package, shared: Mapping[str, str]) -> Any:
         with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
-            code = [_renamed(folder, Path(scratch)) for folder in package.code_folders]
+            code = [renamed(folder, Path(scratch)) for folder in package.code_folders]
             config = {**package.config, "shared": dict(shared)}
             names = {folder.name: copy.name for folder, copy in zip(package.code_folders, code, strict=True)}
             if package.config.get("code_package") in names:
@@ -312,7 +246,7 @@ class Registry:
             found = self.champion(task)
             if found == version:
                 return Promotion(task, version, action, expected_champion, version)
-            if action in ("promote", "first") and self._logged(
+            if action in ("promote", "first") and self._log.rows(
                 task, action=action, version=version, champion_before=expected_champion
             ):
                 return Promotion(task, version, action, expected_champion, found)
@@ -320,7 +254,7 @@ class Registry:
                 raise PromotionConflict(task, version, expected_champion, found)
             if self._verifies:
                 self.verify(task, version)
-            row = _Row(task, decided_at, action, version, found, version, window, who, tuple(reasons))
+            row = DecisionRow(task, decided_at, action, version, found, version, window, who, tuple(reasons))
             return self._move(row)
 
     def rollback(
@@ -333,19 +267,24 @@ class Registry:
         with self._locks(f"promote-{task}"):
             self._settle(task)
             found = self.champion(task)
-            done = self._logged(task, action="rollback", who=who, decided_at=decided_at, reasons=(why,))
+            done = self._log.rows(task, action="rollback", who=who, decided_at=decided_at, reasons=(why,))
             if done:
                 return Promotion(task, done[0].version, "rollback", done[0].champion_before, found)
             target = self._served_before(task, found) if to_version is None else to_version
             held = self._version(task, target)
             if target == found:
                 return Promotion(task, target, "rollback", found, found)
-            served = any(row.champion_after == target for row in self._logged(task))
+            served = any(row.champion_after == target for row in self._log.rows(task))
             if self._verifies and not served:  # what served before need not prove itself while the shop waits
                 self.verify(task, target)
             seen = held.tags.get("evergreen.window")
             window = datetime.fromisoformat(seen) if seen else None
-            return self._move(_Row(task, decided_at, "rollback", target, found, target, window, who, (why,)))
+            return self._move(DecisionRow(task, decided_at, "rollback", target, found, target, window, who, (why,)))
+
+    def settle(self, task: str) -> None:
+        """Completes the log where a process was killed after it had moved the champion."""
+        with self._locks(f"promote-{task}"):
+            self._settle(task)
 
     def record(
         self, task: str, action: str, version: int, *, who: str, reasons: Sequence[str], decided_at: datetime,
@@ -356,10 +295,10 @@ class Registry:
             raise RegistryError(f"An action that leaves the champion is one of {NOTES}; received {action!r}.")
         with self._locks(f"promote-{task}"):
             self._settle(task)
-            if self._logged(task, action=action, version=version, reasons=tuple(reasons)):
+            if self._log.rows(task, action=action, version=version, reasons=tuple(reasons)):
                 return
             found = self.champion(task)
-            self._append(_Row(task, decided_at, action, version, found, found, window, who, tuple(reasons)))
+            self._log.append(DecisionRow(task, decided_at, action, version, found, found, window, who, tuple(reasons)))
 
     def verify(self, task: str, version: int) -> None:
         """Loads a version in a fresh process, as a consumer would, and has it answer its input example.
@@ -367,28 +306,12 @@ class Registry:
         Raises:
             VerificationFailed: it does not load, or answers differently than when it was trained.
         """
-        held = self._version(task, version)
-        with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
-            answer = Path(scratch) / "answer.json"
-            model = f"models:/{PREFIX}{task}/{version}"
-            address = {"MLFLOW_TRACKING_URI": self.tracking_uri, "MLFLOW_REGISTRY_URI": self.tracking_uri}
-            try:
-                done = subprocess.run(
-                    [sys.executable, "-I", "-c", _CONSUMER, model, str(answer)],
-                    env={**os.environ, **address}, cwd=scratch, capture_output=True, text=True,
-                    timeout=_VERIFY_SECONDS,
-                )
-            except subprocess.TimeoutExpired:
-                seen = f"it took longer than {_VERIFY_SECONDS} s."
-                raise VerificationFailed(task, version, seen) from None
-            if done.returncode:
-                tail = done.stderr.strip()[-1_500:]
-                raise VerificationFailed(task, version, f"the process ended with {done.returncode}: {tail}\n")
-            given = json.loads(answer.read_text())
-        if not _same_answer(json.loads(self._download(held, "output_example.json")), given):
-            raise VerificationFailed(task, version, f"it answered {str(given)[:500]}.")
+        wanted = json.loads(self._download(self._version(task, version), "output_example.json"))
+        seen = fault_of(f"models:/{PREFIX}{task}/{version}", self.tracking_uri, wanted)
+        if seen is not None:
+            raise VerificationFailed(task, version, seen)
 
-    def _move(self, row: _Row) -> Promotion:
+    def _move(self, row: DecisionRow) -> Promotion:
         """The three steps that `_settle` completes."""
         name = PREFIX + row.task
         self._client.set_model_version_tag(name, str(row.version), "evergreen.move", row.as_json())
@@ -401,15 +324,15 @@ class Registry:
     def _settle(self, task: str) -> None:
         """Appends the move that made the champion to the log, if a killed process could not."""
         move = self._last_move(task)
-        if move is not None and move not in self._logged(task):
-            self._append(move)
+        if move is not None and move not in self._log.rows(task):
+            self._log.append(move)
 
-    def _last_move(self, task: str) -> _Row | None:
+    def _last_move(self, task: str) -> DecisionRow | None:
         champion = self.champion(task)
         if champion is None:
             return None
         intent = self._version(task, champion).tags.get("evergreen.move")
-        return _Row.from_json(intent) if intent else None
+        return DecisionRow.from_json(intent) if intent else None
 
     def _served_before(self, task: str, champion: int | None) -> int:
         """The version before the champion; never itself, though a killed move may have left that there."""
@@ -419,17 +342,9 @@ class Registry:
         if before is None:
             raise RegistryError(
                 f"{PREFIX}{task} has no version that served before {champion}. Choose one with --to; "
-                f"list them with: python -m pipeline.registry versions --task {task}"
+                f"list them with: python -m pipeline.champion versions --task {task}"
             )
         return before
-
-    def _logged(self, task: str, **fields: Any) -> list[_Row]:
-        rows = [_Row.from_record(record) for record in self.decisions(task).to_pylist()]
-        return [row for row in rows if all(getattr(row, name) == value for name, value in fields.items())]
-
-    def _append(self, row: _Row) -> None:
-        record = {**asdict(row), "reasons": json.dumps(list(row.reasons))}
-        self._lake.append("decisions", pa.Table.from_pylist([record], schema=DECISIONS_SCHEMA))
 
     # -- MLflow -------------------------------------------------------------------------------------------
 
@@ -445,15 +360,6 @@ class Registry:
     @cached_property
     def _client(self) -> MlflowClient:
         return cast("MlflowClient", self._mlflow.MlflowClient(self.tracking_uri, self.tracking_uri))
-
-    def _aliases(self, task: str) -> dict[str, int]:
-        try:
-            aliases = self._client.get_registered_model(PREFIX + task).aliases
-        except _mlflow_exception() as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return {}
-        return {alias: int(version) for alias, version in aliases.items()}
 
     def _version(self, task: str, version: int) -> ModelVersion:
         try:
@@ -511,64 +417,10 @@ def open_registry(settings: Settings) -> Registry:
     return Registry(settings.tracking_uri, open_lake(settings), locks, settings.home / "mlflow" / "artifacts")
 
 
-def content_hash(folder: Path) -> str:
-    """The SHA-256 of a folder's files, by path and content."""
-    whole = hashlib.sha256()
-    for path in sorted(_files(folder)):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{content}  {path.relative_to(folder).as_posix()}\n".encode())
-    return whole.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row of `decisions`."""
-
-    task: str
-    decided_at: datetime
-    action: str
-    version: int
-    champion_before: int | None
-    champion_after: int | None
-    window: datetime | None
-    who: str
-    reasons: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if self.decided_at.tzinfo is None:
-            raise ValueError(f"A decision's time must have a time zone; received {self.decided_at!r}.")
-
-    def as_json(self) -> str:
-        return json.dumps(asdict(self), default=datetime.isoformat)
-
-    @classmethod
-    def from_json(cls, text: str) -> _Row:
-        record = json.loads(text)
-        for name in ("decided_at", "window"):
-            record[name] = datetime.fromisoformat(record[name]) if record[name] else None
-        return cls(**{**record, "reasons": tuple(record["reasons"])})
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> _Row:
-        return cls(**{**record, "reasons": tuple(json.loads(record["reasons"]))})
-
-
 def _mlflow_exception() -> type[Any]:
     from mlflow.exceptions import MlflowException
 
     return MlflowException
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-
-
-def _renamed(folder: Path, into: Path) -> Path:
-    """A copy of a code folder under a name that says its content, so that two of them live in one process."""
-    copy = into / f"evergreen_{folder.name}_{content_hash(folder)[:12]}"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
 
 
 def _signature(package: Package) -> ModelSignature:
@@ -590,172 +442,4 @@ def _points(mlflow: Any, metrics: Mapping[str, float]) -> list[Any]:
 
 
 def _fitting(value: str) -> str:
-    return value if len(value) <= _MOST_CHARACTERS else _STORED_WHOLE
-
-
-def _description(tags: Mapping[str, str], metrics: Mapping[str, float]) -> str:
-    """What a person wants to know of a version, in Markdown."""
-    parent = tags.get("evergreen.parent")
-    decision, kind = tags.get("evergreen.decision", "undecided"), tags.get("evergreen.kind", "model")
-    origin = f" from version {parent}" if parent else ""
-    lines = [
-        f"**{decision}** · {kind}{origin} · newest window {tags.get('evergreen.window', 'unknown')}", "",
-        *(f"- {reason}" for reason in json.loads(tags.get("evergreen.reasons", "[]"))), "",
-    ]
-    if metrics:
-        lines += ["| on the validation examples | mean |", "|---|---|"]
-        lines += [f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items())]
-    text = "\n".join(lines)
-    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 2] + " …"
-
-
-def _same_answer(wanted: Any, given: Any) -> bool:
-    """Whether two answers agree: the same shape, and numbers within the tolerance.
-
-    Texts are not compared: items of all but equal score may change places between two processes.
-    """
-    if isinstance(wanted, Mapping):
-        return isinstance(given, Mapping) and wanted.keys() == given.keys() and all(
-            _same_answer(wanted[key], given[key]) for key in wanted
-        )
-    if isinstance(wanted, list):
-        return isinstance(given, list) and len(wanted) == len(given) and all(map(_same_answer, wanted, given))
-    if isinstance(wanted, (int, float)) and isinstance(given, (int, float)):
-        return abs(wanted - given) <= _ANSWER_TOLERANCE * max(1.0, abs(wanted))
-    return type(wanted) is type(given)
-
-
-def _code_version() -> str:
-    """The commit of the code that runs, or the version of the installed package."""
-    if (REPOSITORY / ".git").exists():
-        done = subprocess.run(
-            ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True, text=True,
-        )
-        if done.returncode == 0:
-            return done.stdout.strip()
-    return f"evergreen {metadata.version('evergreen')}"
-
-
-# -- the command line -------------------------------------------------------------------------------------
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the process's exit status."""
-    from rich.console import Console
-
-    chosen = _parser().parse_args(arguments)
-    try:
-        registry = open_registry(read_settings())
-        chosen.run(registry, chosen, Console())
-    except (RegistryError, SettingsError) as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
-        return 1
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.registry",
-        description="Shows which model versions serve and why, and moves the champion by hand. "
-        "The installation is the one of the environment's EVERGREEN_* variables.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        made.add_argument("--task", default="recommend", help="the task (default: recommend)")
-        made.set_defaults(run=run)
-        return made
-
-    command("champion", _show_champion, "Print the version that serves.")
-    command("versions", _show_versions, "List all versions with their decisions and aliases.")
-    command("log", _show_log, "List every promotion, hold, rejection and rollback, oldest first.")
-    promote = command("promote", _promote, "Make a version the champion.")
-    promote.add_argument("version", type=int, help="the version")
-    promote.add_argument("--force", action="store_true", help="though the gate did not say so; needs --why")
-    back = command("rollback", _rollback, "Make an earlier version the champion again.")
-    back.add_argument("--to", type=int, metavar="VERSION", help="that version (default: the previous one)")
-    for one in (promote, back):
-        one.add_argument("--who", default=getpass.getuser(), help="your name, for the log (%(default)s)")
-        one.add_argument("--why", default="", help="the reason, for the log")
-    return parser
-
-
-def _show_champion(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
-    champion = registry.champion(chosen.task)
-    if champion is None:
-        raise RegistryError(
-            f"{PREFIX}{chosen.task} has no champion yet: run the DAG retrain_{chosen.task} first."
-        )
-    console.print(champion, highlight=False)
-
-
-def _show_versions(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
-    from rich.table import Table
-
-    aliases: dict[int, list[str]] = {}
-    for alias, version in registry._aliases(chosen.task).items():
-        aliases.setdefault(version, []).append(alias)
-    table = Table("version", "alias", "kind", "from", "newest window", "decision", "because")
-    for version in registry.versions(chosen.task):
-        tags = registry.tags(chosen.task, version)
-        seen = (tags.get(f"evergreen.{key}", "") for key in ("kind", "parent", "window", "decision"))
-        reasons = json.loads(tags.get("evergreen.reasons", "[]"))
-        table.add_row(str(version), " ".join(sorted(aliases.get(version, []))), *seen, " ".join(reasons))
-    console.print(table)
-
-
-def _show_log(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
-    from rich.table import Table
-
-    table = Table("decided at", "action", "version", "champion", "window", "who", "because")
-    for row in registry.decisions(chosen.task).to_pylist():
-        before, after = row["champion_before"] or "none", row["champion_after"] or "none"
-        table.add_row(
-            f"{row['decided_at']:%Y-%m-%d %H:%M}", row["action"], str(row["version"]),
-            str(after) if before == after else f"{before} → {after}",
-            f"{row['window']:%Y-%m-%d %H:%M}" if row["window"] else "", row["who"],
-            " ".join(json.loads(row["reasons"])),
-        )
-    console.print(table)
-
-
-def _promote(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
-    tags = registry.tags(chosen.task, chosen.version)
-    decision = tags.get("evergreen.decision", "undecided")
-    action, reasons = decision, json.loads(tags.get("evergreen.reasons", "[]"))
-    compared_with = tags.get("evergreen.compared_with")
-    expected = int(compared_with) if compared_with else None
-    if chosen.force:
-        if not chosen.why:
-            raise RegistryError("A promotion by force must say why, for the log: add --why \"...\".")
-        action, reasons, expected = "force", [chosen.why], registry.champion(chosen.task)
-    elif decision not in ("promote", "first"):
-        raise RegistryError(
-            f"The gate must have decided to promote version {chosen.version}; it decided {decision!r}: "
-            f"{' '.join(reasons)} To promote it all the same, add --force --why \"...\"."
-        )
-    window = tags.get("evergreen.window")
-    done = registry.promote(
-        chosen.task, chosen.version, expected, who=chosen.who, reasons=reasons, action=action,
-        decided_at=datetime.now(UTC), window=datetime.fromisoformat(window) if window else None,
-    )
-    _say_moved(done, console)
-
-
-def _rollback(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
-    if not chosen.why:
-        raise RegistryError("A rollback must say why, for the log: add --why \"...\".")
-    now = datetime.now(UTC)
-    done = registry.rollback(chosen.task, chosen.to, who=chosen.who, why=chosen.why, decided_at=now)
-    _say_moved(done, console)
-
-
-def _say_moved(done: Promotion, console: Any) -> None:
-    before = "none" if done.champion_before is None else done.champion_before
-    console.print(f"Version {done.champion_after} of {PREFIX}{done.task} serves; before: {before}.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return value if len(value) <= MOST_CHARACTERS else _STORED_WHOLE

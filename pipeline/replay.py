@@ -8,6 +8,7 @@ a row that was corrected is replayed as corrected, and one that was deleted is n
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 import numpy as np
@@ -15,10 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.checkpoint import Ledger
-from pipeline.examples import learnable
+from pipeline.examples import learnable, without_windows
 from pipeline.lake import Snapshot
-from pipeline.schema import FEEDS, TIME
+from pipeline.schema import FEEDS
 from pipeline.tasks.contract import Examples, Task
 
 # Whole days are read until they hold this many rows for each example wanted: the cost follows the size of the
@@ -27,14 +27,16 @@ _ROWS_READ_PER_EXAMPLE = 30
 
 
 def replayed_examples(
-    task: Task, tables: Snapshot, ledger: Ledger, new_keys: pa.Array, wanted: int, generator: np.random.Generator
+    task: Task, tables: Snapshot, joined_until: datetime, set_aside: Collection[str], new_keys: pa.Array, wanted: int,
+    generator: np.random.Generator,
 ) -> Examples:
-    """`wanted` old examples (fewer where there are not as many), drawn evenly from what `ledger` may learn.
+    """`wanted` old examples (fewer where there are not as many), drawn evenly from what was learnt before.
 
     Args:
         task: whose examples.
         tables: at the update's versions.
-        ledger: the update's: validation rows and windows set aside stay out.
+        joined_until: the champion's: validation rows of this hour and later it has not learnt.
+        set_aside: landed windows (ISO 8601) that stay out.
         new_keys: keys of the rows that the update learns anyway.
         wanted: how many.
         generator: the draw is the same for the same state of it.
@@ -42,9 +44,8 @@ def replayed_examples(
     rows = _some_days(task, tables, wanted * _ROWS_READ_PER_EXAMPLE, generator)
     rows = task.teaching(tables, rows)
     rows = rows.filter(pc.invert(pc.is_in(rows[FEEDS[task.table].key], value_set=new_keys)))
-    aside = pa.array([datetime.fromisoformat(window) for window in ledger.set_aside], TIME)
-    rows = rows.filter(pc.invert(pc.is_in(rows["landed_window"], value_set=aside)))
-    rows = rows.filter(pa.array(learnable(rows[task.unit_column], rows["hour"], ledger.joined_until)))
+    rows = without_windows(rows, set_aside)
+    rows = rows.filter(pa.array(learnable(rows[task.unit_column], rows["hour"], joined_until)))
     examples = task.examples(tables, _some_moments(task, rows, wanted, generator))
     if len(examples) <= wanted:
         return examples

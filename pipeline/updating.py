@@ -21,6 +21,7 @@ from pipeline.checkpoint import Ledger
 from pipeline.lake import Lake, Snapshot, open_lake
 from pipeline.locking import locks_of
 from pipeline.registry import Registry, open_registry
+from pipeline.registry_errors import PromotionConflict
 from pipeline.schema import QUALITY_SCHEMA
 from pipeline.settings import Settings
 from pipeline.tasks.catalogue import task_named
@@ -49,21 +50,17 @@ def plan(task_name: str, settings: Settings) -> dict[str, Any]:
     champion = registry.champion(task_name)
     if champion is None:
         return {"nothing_because": f"{task_name} has no champion yet: run the DAG retrain_{task_name} first."}
+    registry.settle(task_name)
     ledger = _ledger(registry, task_name, champion)
     versions = _versions(task, lake)
-    if versions[task.table] <= ledger.versions[task.table]:
-        return {"nothing_because": f"version {champion} has learnt all of {task.table} (version {versions[task.table]})."}
-    refused = {
-        version: _ledger(registry, task_name, version) for version in registry.refusals(task_name, champion)
-    }
-    for version, other in refused.items():
-        if dict(other.versions) == versions:
-            return {"nothing_because": f"version {version} was refused on exactly this data; waiting for more."}
-    rejected = [
-        other for version, other in refused.items()
-        if registry.tags(task_name, version)["evergreen.decision"] == "reject"
-    ]
-    start = _start(ledger.versions[task.table], rejected, task.table)
+    table, newest = task.table, versions[task.table]
+    if newest <= ledger.versions[table]:
+        return {"nothing_because": f"version {champion} has learnt all of {table} (version {newest})."}
+    start, done = _attempts(registry, task_name, champion, ledger.versions[table], table, newest)
+    if start >= newest:
+        return {"nothing_because": f"all that came of {table} up to version {start} was refused for good."}
+    if done is not None:
+        return {"nothing_because": f"version {done} has learnt exactly this and was decided on; waiting for more."}
     return {"task": task_name, "champion": champion, "versions": versions, "start": start}
 
 
@@ -81,7 +78,7 @@ def update(
         job = _Job.open(name, settings, report)
         if job.registry.champion(name) != plan["champion"]:
             return _outcome(name, None, "overtaken", [f"Version {plan['champion']} is no longer the champion."])
-        done = job.registered(plan["champion"], plan["versions"], plan["start"])
+        done = job.registered(int(plan["champion"]), int(plan["versions"][job.task.table]), int(plan["start"]))
         if done is not None:
             return done
         return job.update(int(plan["champion"]), dict(plan["versions"]), int(plan["start"]), decided_at)
@@ -97,13 +94,21 @@ def retrain(
     """
     with locks_of(settings.home, settings.lock_url)(f"learn-{task_name}"):
         job = _Job.open(task_name, settings, report)
-        return job.retrain(job.registry.champion(task_name), days, reason, decided_at)
+        champion = job.registry.champion(task_name)
+        versions = _versions(job.task, job.lake)
+        done = job.unfinished_retrain(champion, versions, days)
+        return job.retrain(champion, versions, days, reason, decided_at) if done is None else done
 
 
 def promote(
     task_name: str, version: int, settings: Settings, decided_at: datetime, who: str = "update"
 ) -> dict[str, Any]:
-    """Acts on the decision that stands in a version's tags, and writes its quality into the lake. Idempotent."""
+    """Acts on the decision that stands in a version's tags, and writes its quality into the lake. Idempotent.
+
+    Returns:
+        `action`, `champion_before`, `champion_after`. `action` is the decision, or `overtaken` where another
+        champion serves than the version was compared with: then it is held, and the next update plans anew.
+    """
     lake, registry = open_lake(settings), open_registry(settings)
     _publish_quality(lake, registry, task_name, version)
     tags = registry.tags(task_name, version)
@@ -112,13 +117,17 @@ def promote(
     outcome = tags["evergreen.decision"]
     if outcome in ("promote", "first"):
         expected = int(tags["evergreen.compared_with"]) if tags["evergreen.compared_with"] else None
-        done = registry.promote(
-            task_name, version, expected, who=who, reasons=reasons, action=outcome, decided_at=decided_at,
-            window=ledger.window,
-        )
-        return {"action": outcome, "champion_before": done.champion_before, "champion_after": done.champion_after}
+        try:
+            done = registry.promote(
+                task_name, version, expected, who=who, reasons=reasons, action=outcome, decided_at=decided_at,
+                window=ledger.window,
+            )
+            return {"action": outcome, "champion_before": done.champion_before, "champion_after": done.champion_after}
+        except PromotionConflict as conflict:
+            outcome, reasons = "overtaken", [str(conflict)]
     registry.record(
-        task_name, outcome, version, who=who, reasons=reasons, decided_at=decided_at, window=ledger.window
+        task_name, "hold" if outcome == "overtaken" else outcome, version, who=who, reasons=reasons,
+        decided_at=decided_at, window=ledger.window,
     )
     champion = registry.champion(task_name)
     return {"action": outcome, "champion_before": champion, "champion_after": champion}
@@ -145,17 +154,31 @@ class _Job:
         lake = open_lake(settings)
         return cls(name, task_named(name, settings, lake), lake, open_registry(settings), settings, report)
 
-    def registered(self, champion: int, versions: Mapping[str, int], start: int) -> dict[str, Any] | None:
+    def registered(self, champion: int, newest: int, start: int) -> dict[str, Any] | None:
         """The outcome of this very update if a killed run had registered it already."""
         for version in self.registry.children(self.name, champion):
-            ledger = _ledger(self.registry, self.name, version)
-            if (dict(ledger.versions), ledger.learnt_from[self.task.table]) == (dict(versions), start):
-                tags = self.registry.tags(self.name, version)
-                self.report(f"version {version} was registered before this run: nothing is trained twice")
-                return _outcome(
-                    self.name, version, tags["evergreen.decision"], json.loads(tags["evergreen.reasons"]), ledger
-                )
+            ledger, table = _ledger(self.registry, self.name, version), self.task.table
+            if (ledger.versions[table], ledger.learnt_from[table]) == (newest, start):
+                return self._taken_up(version)
         return None
+
+    def unfinished_retrain(
+        self, champion: int | None, versions: Mapping[str, int], days: int | None
+    ) -> dict[str, Any] | None:
+        """The outcome of this very retrain if a killed run had registered it, and nobody acted on it yet."""
+        for version in reversed(self.registry.children(self.name, None)):
+            tags = self.registry.tags(self.name, version)
+            same = (tags["evergreen.compared_with"], tags["evergreen.days"]) == (_text(champion), _text(days))
+            if same and dict(_ledger(self.registry, self.name, version).versions) == dict(versions):
+                return None if self.registry.decided(self.name, version) else self._taken_up(version)
+        return None
+
+    def _taken_up(self, version: int) -> dict[str, Any]:
+        tags = self.registry.tags(self.name, version)
+        self.report(f"version {version} was registered before this run: nothing is trained twice")
+        self.registry.name_challenger(self.name, version)
+        reasons, ledger = json.loads(tags["evergreen.reasons"]), _ledger(self.registry, self.name, version)
+        return _outcome(self.name, version, tags["evergreen.decision"], reasons, ledger)
 
     def update(
         self, champion: int, versions: dict[str, int], start: int, decided_at: datetime
@@ -172,7 +195,7 @@ class _Job:
         )
         if start > parent.versions[self.task.table]:
             self._report_set_aside(champion, parent, lesson.ledger, start, decided_at)
-        judged = _Judged.of(self.task, tables, lesson, champion, parent.base or champion)
+        judged = _Judged.of(self.task, tables, lesson)
         judged.add("champion", champion, learner)
         if parent.base is None:
             judged.also("never_updated", "champion")
@@ -184,22 +207,22 @@ class _Job:
             learner, self.task.restore, lesson.train, lesson.tune, self.task.update_schedule,
             seed=self.settings.seed + lesson.ledger.updates, report=self.report,
         )
-        return self._conclude(trained.learner, lesson, judged, champion, decided_at, kind="update")
+        return self._conclude(trained.learner, lesson, judged, champion, {})
 
     def retrain(
-        self, champion: int | None, days: int | None, reason: str, decided_at: datetime
+        self, champion: int | None, versions: dict[str, int], days: int | None, reason: str, decided_at: datetime
     ) -> dict[str, Any]:
         from pipeline.lesson import lesson_of_everything
         from pipeline.training import fine_tune
 
-        tables = Snapshot(self.lake, _versions(self.task, self.lake))
+        tables = Snapshot(self.lake, versions)
         before = None if champion is None else _ledger(self.registry, self.name, champion)
-        lesson = lesson_of_everything(self.task, tables, days, before.joined_until if before else None)
+        lesson = lesson_of_everything(self.task, tables, days, before)
         self.report(
             f"retrain ({reason}): {len(lesson.new)} examples to learn, {len(lesson.tune)} tune, "
             f"{len(lesson.gate)} judge; the last {lesson.ledger.span_hours} h stay out for that"
         )
-        judged = _Judged.of(self.task, tables, lesson, champion, None)
+        judged = _Judged.of(self.task, tables, lesson)
         if champion is not None:
             judged.add("champion", champion, self._learner_of(champion)[1])
         learner = self.task.learner(self.settings.seed)
@@ -208,11 +231,11 @@ class _Job:
             learner, self.task.restore, lesson.train, lesson.tune, self.task.base_schedule,
             seed=self.settings.seed, report=self.report,
         )
-        return self._conclude(trained.learner, lesson, judged, champion, decided_at, kind=lesson.ledger.kind)
+        notes = {"evergreen.days": _text(days), "evergreen.why": reason}
+        return self._conclude(trained.learner, lesson, judged, champion, notes)
 
     def _conclude(
-        self, learner: Learner, lesson: Lesson, judged: _Judged, champion: int | None, decided_at: datetime,
-        kind: str,
+        self, learner: Learner, lesson: Lesson, judged: _Judged, champion: int | None, notes: Mapping[str, str]
     ) -> dict[str, Any]:
         """Scores the challenger, decides, registers it with its quality beside its checkpoint."""
         from pipeline.checkpoint import Checkpoint, save
@@ -231,7 +254,7 @@ class _Job:
             (folder / "quality.json").write_text(json.dumps(rows))
             version = self.registry.register(
                 self.name, learner.package(Path(scratch) / "package"), folder,
-                tags=_tags(self.name, lesson.ledger, champion, decision), metrics=_metrics(rows),
+                tags={**_tags(self.name, lesson.ledger, champion, decision), **notes}, metrics=_metrics(rows),
             )
         self.report(f"registered as version {version} of evergreen-{self.name}")
         return _outcome(self.name, version, decision.outcome, decision.reasons, lesson.ledger)
@@ -247,6 +270,8 @@ class _Job:
         self, champion: int, parent: Ledger, ledger: Ledger, start: int, decided_at: datetime
     ) -> None:
         windows = sorted(set(ledger.set_aside) - set(parent.set_aside))
+        if not windows:  # all of them were corrected since
+            return
         self.registry.record(
             self.name, "set-aside", champion, who="update", decided_at=decided_at, window=ledger.window, reasons=[
                 f"Versions {parent.versions[self.task.table] + 1} to {start} of {self.task.table} were refused "
@@ -266,7 +291,8 @@ class _Judged:
         self._versions: dict[str, int] = {}
 
     @classmethod
-    def of(cls, task: Task, tables: Snapshot, lesson: Lesson, champion: int | None, base: int | None) -> _Judged:
+    def of(cls, task: Task, tables: Snapshot, lesson: Lesson) -> _Judged:
+        """With the baseline's scores."""
         judged = cls(lesson.arrived, lesson.gate, lesson.ledger.window)
         judged.validation["baseline"] = task.baseline(tables, lesson.gate)
         judged._versions["baseline"] = 0
@@ -345,6 +371,27 @@ def _publish_quality(lake: Lake, registry: Registry, task_name: str, version: in
     } for row in rows], schema=QUALITY_SCHEMA))
 
 
+def _attempts(
+    registry: Registry, task_name: str, champion: int, learnt: int, table: str, newest: int
+) -> tuple[int, int | None]:
+    """Where the next update starts, and the version that has learnt the same and was decided on, if any.
+
+    A version that was decided on but neither serves nor was refused has been rolled back since; one that was
+    not decided on was left by a killed process, and is taken up by the update and promoted.
+    """
+    children = {version: _ledger(registry, task_name, version) for version in registry.children(task_name, champion)}
+    rejected = [
+        ledger for version, ledger in children.items()
+        if registry.tags(task_name, version)["evergreen.decision"] == "reject"
+    ]
+    start = _start(learnt, rejected, table)
+    same = [
+        version for version, ledger in children.items()
+        if (ledger.versions[table], ledger.learnt_from[table]) == (newest, start)
+    ]
+    return start, next((version for version in same if registry.decided(task_name, version)), None)
+
+
 def _start(learnt: int, rejected: Sequence[Ledger], table: str) -> int:
     """The version of `table` after which to learn: beyond each range that was rejected too often.
 
@@ -362,13 +409,17 @@ def _tags(task_name: str, ledger: Ledger, compared_with: int | None, decision: D
     return {
         "evergreen.task": task_name,
         "evergreen.kind": ledger.kind,
-        "evergreen.parent": str(ledger.parent or ""),
-        "evergreen.compared_with": str(compared_with or ""),
+        "evergreen.parent": _text(ledger.parent),
+        "evergreen.compared_with": _text(compared_with),
         "evergreen.decision": decision.outcome,
         "evergreen.reasons": json.dumps(list(decision.reasons)),
         "evergreen.ledger": json.dumps(ledger.as_json()),
         "evergreen.window": ledger.window.isoformat(),
     }
+
+
+def _text(number: int | None) -> str:
+    return "" if number is None else str(number)
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -16,18 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.champion import main
 from pipeline.lake import Lake
 from pipeline.locking import file_locks
-from pipeline.registry import (
-    Promotion,
-    PromotionConflict,
-    Registry,
-    RegistryError,
-    VerificationFailed,
-    VersionMissing,
-    content_hash,
-    main,
-)
+from pipeline.packaging import content_hash
+from pipeline.registry import Promotion, Registry
+from pipeline.registry_errors import PromotionConflict, RegistryError, VerificationFailed, VersionMissing
 from pipeline.tasks.contract import Package
 
 NOW = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
@@ -91,17 +85,6 @@ def tags(
         "evergreen.reasons": json.dumps(reasons or ["Shown to be not worse."]),
         "evergreen.ledger": "{}", "evergreen.window": HOUR.isoformat(),
     }
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: its migrations take seconds."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    import mlflow
-
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture
@@ -172,7 +155,7 @@ def test_a_version_has_all_its_tags_its_checkpoint_and_a_page_for_people(
     page = registry._version(TASK, 1).description
     assert "**promote** · update from version 7" in page and "- It is better by 0.0100." in page
     assert "| a.b_at_20 | 0.2500 |" in page
-    assert registry.champion(TASK) is None and registry._aliases(TASK) == {"challenger": 1}
+    assert registry.champion(TASK) is None and registry.aliases(TASK) == {"challenger": 1}
 
 
 def test_files_lie_below_home_without_pickle_and_shared_parts_lie_there_once(
@@ -201,7 +184,7 @@ def test_a_consumer_loads_by_alias_in_a_fresh_process(registry: Registry, home: 
     """)
     environment = {**os.environ, "MLFLOW_TRACKING_URI": registry.tracking_uri}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], env=environment, cwd="/", capture_output=True, text=True
+        [sys.executable, "-I", "-c", script], env=environment, cwd="/", capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[6.0] [['alpha', 'beta']]") and "'k'" in done.stdout
@@ -224,17 +207,27 @@ def test_long_tags_are_kept_whole(registry: Registry, home: Path) -> None:
     assert json.loads(registry.tags(TASK, 1)["evergreen.reasons"]) == reasons
 
 
-def test_refusals_and_children_are_found_by_their_parent(registry: Registry) -> None:
-    for decision, parent in (("promote", 1), ("hold", 1), ("reject", 2), ("reject", 1), ("hold", 11)):
-        light(registry, decision, parent)
-    assert registry.refusals(TASK, 1) == [2, 4]
-    assert registry.children(TASK, 1) == [1, 2, 4]
-    assert registry.refusals("unknown", 1) == [] and registry.champion("unknown") is None
+def test_children_are_found_by_their_parent(registry: Registry) -> None:
+    for parent in (1, 1, 2, None, 1, 11):
+        light(registry, parent=parent)
+    assert registry.children(TASK, 1) == [1, 2, 5]
+    assert registry.children(TASK, None) == [4]
+    assert registry.children("unknown", 1) == [] and registry.champion("unknown") is None
+
+
+def test_a_version_is_decided_on_once_something_was_done_with_it(registry: Registry) -> None:
+    light(registry)
+    light(registry, "hold", parent=1)
+    promote(registry, 1, None, action="first")
+    registry.record(TASK, "set-aside", 2, who="update", reasons=["Refused thrice."], decided_at=NOW)
+    assert registry.decided(TASK, 1) and not registry.decided(TASK, 2)
+    registry.record(TASK, "hold", 2, who="update", reasons=["Too little."], decided_at=NOW)
+    assert registry.decided(TASK, 2)
 
 
 def test_an_unknown_version_says_how_to_list_the_known_ones(registry: Registry) -> None:
     light(registry)
-    with pytest.raises(VersionMissing, match="must have version 9.*registry versions --task toy"):
+    with pytest.raises(VersionMissing, match=r"must have version 9.*champion versions --task toy"):
         registry.tags(TASK, 9)
     with pytest.raises(VersionMissing):
         promote(registry, 9, None)
@@ -268,7 +261,7 @@ def test_who_was_overtaken_changes_nothing(registry: Registry) -> None:
     light(registry), light(registry), light(registry)
     promote(registry, 1, None, action="first")
     promote(registry, 2, 1, minutes=1)
-    with pytest.raises(PromotionConflict, match="compared with champion 1; the champion is now 2") as caught:
+    with pytest.raises(PromotionConflict, match=r"compared with champion 1; the champion is now 2") as caught:
         promote(registry, 3, 1, minutes=2)
     assert (caught.value.expected, caught.value.found) == (1, 2) and "next update" in caught.value.remedy
     assert registry.champion(TASK) == 2 and len(log(registry)) == 2
@@ -304,7 +297,7 @@ def test_rollback_goes_to_the_version_before_or_to_a_chosen_one_and_once_only(re
 def test_rollback_without_a_version_before_says_what_to_do(registry: Registry) -> None:
     light(registry)
     promote(registry, 1, None, action="first")
-    with pytest.raises(RegistryError, match="no version that served before 1. Choose one with --to"):
+    with pytest.raises(RegistryError, match=r"no version that served before 1. Choose one with --to"):
         registry.rollback(TASK, None, who="ann", why="bad", decided_at=NOW)
 
 
@@ -314,9 +307,9 @@ def test_holds_and_rejections_are_logged_once(registry: Registry) -> None:
     for reason in ("few users", "few users", "another hour"):
         registry.record(TASK, "hold", 2, who="update", reasons=[reason], decided_at=NOW + timedelta(hours=1))
     assert log(registry)[1:] == [("hold", 2, 1, 1)] * 2
-    with pytest.raises(RegistryError, match="one of .*'hold'.*received 'promote'"):
+    with pytest.raises(RegistryError, match=r"one of .*'hold'.*received 'promote'"):
         registry.record(TASK, "promote", 2, who="x", reasons=[], decided_at=NOW)
-    with pytest.raises(RegistryError, match="received 'hold'"):
+    with pytest.raises(RegistryError, match=r"received 'hold'"):
         promote(registry, 2, 1, action="hold")
 
 
@@ -331,7 +324,7 @@ def test_a_model_that_answers_differently_does_not_serve(home: Path) -> None:
         )
         assert registry.versions(TASK)[-1] == version
     promote(registry, 1, None, action="first")
-    with pytest.raises(VerificationFailed, match="Version 2 of evergreen-toy must load in a fresh process"):
+    with pytest.raises(VerificationFailed, match=r"Version 2 of evergreen-toy must load in a fresh process"):
         promote(registry, 2, 1, minutes=1)
     assert registry.champion(TASK) == 1 and log(registry) == [("first", 1, None, 1)]
 
@@ -362,7 +355,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Registry, int]
         for target, names in (
             (registry._client, ("set_model_version_tag", "set_registered_model_alias", "create_model_version",
                                 "create_run", "log_artifacts", "set_terminated", "log_batch")),
-            (registry._lake, ("append",)),
+            (registry._log, ("append",)),
         ):
             for name in names:
                 write = getattr(target, name)
@@ -423,7 +416,7 @@ def test_a_registration_killed_before_any_of_its_writes_leaves_no_half_version(
     for held in after.versions(TASK):
         assert after.tags(TASK, held)["evergreen.decision"] == "promote"
         assert after.load_checkpoint(TASK, held, home / f"copy-{held}")
-    assert after._aliases(TASK) == {"challenger": version}
+    assert after.aliases(TASK) == {"challenger": version}
 
 
 def test_of_two_processes_with_the_same_champion_exactly_one_promotes(registry: Registry, home: Path) -> None:
@@ -436,7 +429,8 @@ def test_of_two_processes_with_the_same_champion_exactly_one_promotes(registry: 
         from pathlib import Path
         from pipeline.lake import Lake
         from pipeline.locking import file_locks
-        from pipeline.registry import PromotionConflict, Registry
+        from pipeline.registry import Registry
+        from pipeline.registry_errors import PromotionConflict
         home, version = Path(sys.argv[1]), int(sys.argv[2])
         locks = file_locks(home / "locks")
         lake = Lake(str(home / "lake"), locks)
@@ -482,7 +476,7 @@ def test_the_command_line_shows_versions_and_log_and_moves_the_champion(
 ) -> None:
     register(installation, home)
     light(installation, "hold", 1)
-    assert main(["champion", "--task", TASK]) == 1
+    assert main(["show", "--task", TASK]) == 1
     assert "has no champion yet: run the DAG retrain_toy first" in capsys.readouterr().err
     promote(installation, 1, None, action="first")
     assert main(["promote", "2", "--task", TASK]) == 1
@@ -492,7 +486,7 @@ def test_the_command_line_shows_versions_and_log_and_moves_the_champion(
     promote(installation, 2, 1, minutes=1, action="force", who="ann", reasons=["the fair"])
     assert main(["rollback", "--task", TASK, "--who", "bob", "--why", "no sales"]) == 0
     assert "Version 1 of evergreen-toy serves; before: 2." in capsys.readouterr().out
-    assert main(["champion", "--task", TASK]) == main(["versions", "--task", TASK]) == 0
+    assert main(["show", "--task", TASK]) == main(["versions", "--task", TASK]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("1\n") and "challenger champion" in shown and "hold" in shown
     assert main(["log", "--task", TASK]) == 0
@@ -504,10 +498,10 @@ def test_a_missing_setting_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("EVERGREEN_MASK_KEY", raising=False)
-    assert main(["champion"]) == 1
+    assert main(["show"]) == 1
     assert "EVERGREEN_MASK_KEY" in capsys.readouterr().err
 
 
 def test_importing_the_registry_imports_no_mlflow() -> None:
-    script = "import sys, pipeline.registry; assert not {'mlflow', 'tensorflow'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    script = "import sys, pipeline.champion; assert not {'mlflow', 'tensorflow'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

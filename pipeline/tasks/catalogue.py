@@ -1,17 +1,42 @@
-"""The tasks that there are. A new one is one line here, beside its file in this folder and its network."""
+"""The tasks that there are. A new one is one line here, beside its file in this folder and its network.
+
+DAG files read this list each time they are parsed, so nothing heavy is imported before a task is used.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from pipeline.lake import Lake
 from pipeline.settings import Settings, SettingsError
-from pipeline.tasks.contract import Task
 
-_TASKS = {  # name -> module and class; imported only when used, because a DAG file reads this list
-    "recommend": ("pipeline.tasks.recommend", "Recommend"),
-}
+if TYPE_CHECKING:
+    from pipeline.lake import Lake
+    from pipeline.tasks.contract import Task
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a task is and which table's changes wake it."""
+
+    module: str
+    name: str
+    table: str
+
+
+TASKS = {"recommend": Entry("pipeline.tasks.recommend", "Recommend", "events")}
+
+
+def entry(name: str) -> Entry:
+    """The entry of a task.
+
+    Raises:
+        SettingsError: there is no such task.
+    """
+    if name not in TASKS:
+        raise SettingsError(f"A task is one of {sorted(TASKS)}; received {name!r}. Correct EVERGREEN_TASKS.")
+    return TASKS[name]
 
 
 def task_named(name: str, settings: Settings, lake: Lake) -> Task:
@@ -20,7 +45,5 @@ def task_named(name: str, settings: Settings, lake: Lake) -> Task:
     Raises:
         SettingsError: there is no such task.
     """
-    if name not in _TASKS:
-        raise SettingsError(f"A task is one of {sorted(_TASKS)}; received {name!r}. Correct EVERGREEN_TASKS.")
-    module, attribute = _TASKS[name]
-    return cast(Task, getattr(import_module(module), attribute)(lake, settings.encoder))
+    there = entry(name)
+    return cast("Task", getattr(import_module(there.module), there.name)(lake, settings.encoder))

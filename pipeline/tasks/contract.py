@@ -30,7 +30,8 @@ class Examples:
             what the example is about, the resampling unit of the gate's bootstrap and the key of the split),
             `time` (timestamp UTC), `hour` (timestamp UTC, start of the hour in which it happened), `rows`
             (int64, how many rows of the task's table the example teaches), `landed_window` (timestamp UTC,
-            newest of those rows), and whatever else the task needs.
+            newest of those rows), and whatever else the task needs. All rows that an example teaches have its
+            unit and its hour, because the split is by both, for rows as for examples.
     """
 
     table: pa.Table
@@ -212,7 +213,8 @@ class Task(Protocol):
     def examples(self, tables: Snapshot, rows: pa.Table) -> Examples:
         """The examples that `rows` (of the task's table, all its columns) teach, as of `tables`' versions.
 
-        The inputs of an example are what was known before it happened.
+        The inputs of an example are what was known before it happened. The same rows in the same order give the
+        same examples in the same order: a killed job must end with the same bits when it is run again.
         """
 
     def context(self, tables: Snapshot, since: Mapping[str, int] | None) -> pa.Table:

@@ -1,0 +1,141 @@
+"""kill -9 of update and promotion at twenty moments: after a restart all is as it would have been without.
+
+A trial starts from a copy of one state (champion 1, one hour to learn). The process, a real one, plans, updates
+and promotes, as a DAG's run does; it is killed at moments spread over its entire duration, each time started
+again, and let finish once the trial's kills are spent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import updating
+from pipeline.checkpoint import load
+from pipeline.lake import open_lake
+from pipeline.registry import open_registry
+from pipeline.settings import Settings
+from tests.small_shop import publish_hours, settings_of, small_shop
+
+ROOT = Path(__file__).parents[1]
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+KILLS = 20
+KILLS_A_TRIAL = 3
+
+pytestmark = pytest.mark.slow
+
+
+def start(settings: Settings) -> subprocess.Popen[str]:
+    scratch = settings.home / "scratch"  # what a killed process leaves in its temporary folder is nobody's
+    scratch.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "TMPDIR": str(scratch)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.test_kills_update", str(settings.home)], env=environment, cwd=ROOT,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+
+
+def finish(settings: Settings) -> None:
+    process = start(settings)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+
+
+def killed(settings: Settings, after_seconds: float) -> bool:
+    """Whether the process was killed before it had finished."""
+    process = start(settings)
+    try:
+        process.communicate(timeout=after_seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return True
+    return False
+
+
+def state_of(settings: Settings) -> dict[str, Any]:
+    """All that must be the same: versions, aliases, tags, the log, quality, the champion's arrays."""
+    registry, lake = open_registry(settings), open_lake(settings)
+    versions = registry.versions("recommend")
+    aliases = registry.aliases("recommend")
+    assert set(aliases.values()) <= set(versions)
+    tags = {version: registry.tags("recommend", version) for version in versions}
+    for version in versions:  # no half of a version: each has its checkpoint and its whole set of tags
+        assert set(tags[version]) >= {"evergreen.ledger", "evergreen.decision", "evergreen.reasons", "evergreen.code"}
+    held = load(registry.load_checkpoint("recommend", aliases["champion"], settings.home / f"copy-{time.time_ns()}"))
+    quality = lake.arrow("quality").to_pylist()
+    return {
+        "versions": versions, "aliases": aliases,
+        "tags": {version: {key: one for key, one in own.items() if key != "evergreen.code"}
+                 for version, own in tags.items()},
+        "log": [{**row, "decided_at": None} for row in registry.decisions("recommend").to_pylist()],
+        "quality": sorted(json.dumps(row, default=str, sort_keys=True) for row in quality),
+        "arrays": {name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+                   for name, array in held.state.arrays.items()},
+        "meta": held.state.meta, "ledger": held.ledger.as_json(),
+        "nothing to do": updating.plan("recommend", settings),
+    }
+
+
+def copied(home: Path, to: Path) -> Settings:
+    shutil.copytree(home / "lake", to / "lake")
+    shutil.copy(home / "mlflow.db", to / "mlflow.db")
+    return settings_of(to)
+
+
+def test_twenty_kills_leave_the_same_end_state_as_none(tmp_path: Path) -> None:
+    origin, shop = settings_of(tmp_path / "origin"), small_shop(users=200, history_days=2, history_events=2_500)
+    origin.home.mkdir()
+    publish_hours(origin, shop, 0, 48)
+    updating.retrain("recommend", origin, NOW, "first", report=lambda line: None)
+    updating.promote("recommend", 1, origin, NOW)
+    publish_hours(origin, shop, 48)
+    reference = copied(origin.home, tmp_path / "reference")
+    began = time.monotonic()
+    finish(reference)
+    seconds = time.monotonic() - began
+    wanted = state_of(reference)
+    assert len(wanted["versions"]) == 2 and len(wanted["log"]) == 2
+    draw = random.Random(11)
+    moments = [(place + draw.random()) / KILLS * seconds for place in range(KILLS)]
+    draw.shuffle(moments)
+    trial, kills, resumed = 0, 0, 0
+    while moments:
+        settings = copied(origin.home, tmp_path / f"trial-{trial}")
+        trial += 1
+        # the latest first: a run that goes on from a registered version is shorter than one from the start
+        for moment in sorted((moments.pop() for _ in range(min(KILLS_A_TRIAL, len(moments)))), reverse=True):
+            kills += killed(settings, moment)
+        resumed += len(open_registry(settings).versions("recommend")) == 2
+        finish(settings)
+        seen = state_of(settings)
+        differing = {part: (seen[part], wanted[part]) for part in wanted if seen[part] != wanted[part]}
+        assert not differing, f"trial {trial}: {differing}"
+    assert kills >= KILLS - 4, "most kills must hit a running process"
+    assert resumed >= 1, "some kills must come after the registration"
+
+
+def run_once(settings: Settings) -> None:
+    """What a DAG's run does; a restarted one as well."""
+    plan = updating.plan("recommend", settings)
+    if "nothing_because" in plan:
+        return
+    done = updating.update(plan, settings, NOW)
+    updating.promote("recommend", done["version"], settings, NOW)
+
+
+if __name__ == "__main__":
+    run_once(settings_of(Path(sys.argv[1])))

@@ -1,0 +1,260 @@
+"""The hourly loop's promises, on a real lake and a real registry: every hour is learnt once, or is accounted for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline import updating
+from pipeline.checkpoint import Ledger
+from pipeline.decisions import DecisionLog
+from pipeline.lake import open_lake
+from pipeline.registry import open_registry
+from pipeline.schema import EVENTS
+from pipeline.settings import Settings
+from tests.price_task import PriceTask
+from tests.small_shop import hour, publish, publish_purchases, purchases
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def land(settings: Settings, number: int, **given: Any) -> None:
+    publish_purchases(open_lake(settings), number, **given)
+
+
+def update(settings: Settings) -> dict[str, Any]:
+    """plan and update, as a DAG's run would."""
+    return updating.update(updating.plan("price", settings), settings, NOW, report=lambda line: None)
+
+
+def promote(settings: Settings, version: int) -> dict[str, Any]:
+    return updating.promote("price", version, settings, NOW)
+
+
+def ledger_of(settings: Settings, version: int) -> Ledger:
+    return Ledger.from_json(json.loads(open_registry(settings).tags("price", version)["evergreen.ledger"]))
+
+
+def log(settings: Settings) -> list[tuple[str, int]]:
+    rows = open_registry(settings).decisions("price").to_pylist()
+    return sorted((row["action"], row["version"]) for row in rows)
+
+
+def quality(settings: Settings, challenger: int) -> set[tuple[str, str, int]]:
+    rows = [row for row in open_lake(settings).arrow("quality").to_pylist() if row["challenger"] == challenger]
+    keys = [(row["scored_on"], row["role"], row["model_version"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    return set(keys)
+
+
+def roll_back(settings: Settings, to: int) -> None:
+    open_registry(settings).rollback("price", to, who="ann", why=f"odd prices, not in {to}", decided_at=NOW)
+
+
+def held_to(monkeypatch: pytest.MonkeyPatch, units: int) -> None:
+    """The task's gate asks for so many validation units."""
+    monkeypatch.setattr(PriceTask, "gate", replace(PriceTask.gate, least_units=units))
+
+
+def test_nothing_is_planned_before_the_first_champion_and_without_news(price_shop: Settings) -> None:
+    assert "no champion" in updating.plan("recommend", price_shop)["nothing_because"]
+    assert updating.plan("price", price_shop) == {
+        "nothing_because": "version 1 has learnt all of events (version 1)."
+    }
+    assert log(price_shop) == [("first", 1)]
+    assert quality(price_shop, 1) == {("validation", "baseline", 0), ("validation", "challenger", 1)}
+
+
+def test_two_hours_make_two_champions_that_are_compared_with_the_first(price_shop_an_hour_later: Settings) -> None:
+    price_shop = price_shop_an_hour_later
+    land(price_shop, 101)
+    done = update(price_shop)
+    assert (done["version"], done["decision"], done["window"]) == (3, "promote", hour(101).start.isoformat())
+    assert promote(price_shop, 3)["champion_after"] == 3
+    before, after = ledger_of(price_shop, 2), ledger_of(price_shop, 3)
+    assert (after.parent, after.base, after.updates) == (2, 1, 2)
+    assert after.learnt_from == before.versions == {"events": 2}
+    assert after.own_rows.inserted == 12 and after.rows.inserted == 1224 and after.rows.balanced
+    assert quality(price_shop, 3) == {
+        *(("validation", role, version) for role, version in (
+            ("baseline", 0), ("champion", 2), ("never_updated", 1), ("challenger", 3)
+        )),
+        *(("window", role, version) for role, version in (("baseline", 0), ("champion", 2), ("never_updated", 1))),
+    }
+    reasons = json.loads(open_registry(price_shop).tags("price", 3)["evergreen.reasons"])
+    assert any("against the reference" in reason for reason in reasons)
+    assert not updating.behind("price", price_shop)
+
+
+def test_a_promotion_called_again_changes_nothing(price_shop_an_hour_later: Settings) -> None:
+    assert promote(price_shop_an_hour_later, 2) == {"action": "promote", "champion_before": 1, "champion_after": 2}
+    assert log(price_shop_an_hour_later) == [("first", 1), ("promote", 2)]
+    assert len(quality(price_shop_an_hour_later, 2)) == 7
+
+
+def test_what_was_held_is_learnt_with_the_next_hour(price_shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    land(price_shop, 100)
+    held_to(monkeypatch, 10_000)
+    assert update(price_shop)["decision"] == "hold"
+    assert updating.behind("price", price_shop)  # a killed process left it: nobody has acted on it yet
+    assert promote(price_shop, 2) == {"action": "hold", "champion_before": 1, "champion_after": 1}
+    assert "version 2" in updating.plan("price", price_shop)["nothing_because"]
+    held_to(monkeypatch, 20)
+    land(price_shop, 101)
+    assert updating.plan("price", price_shop)["start"] == 1
+    assert update(price_shop)["version"] == 3
+    ledger = ledger_of(price_shop, 3)
+    assert (ledger.parent, ledger.learnt_from, ledger.own_rows.inserted) == (1, {"events": 1}, 24)
+    assert log(price_shop) == [("first", 1), ("hold", 2)]
+
+
+def test_an_hour_refused_three_times_is_set_aside_and_learnt_when_corrected(price_shop: Settings) -> None:
+    land(price_shop, 100, count=60, factor=4.0)
+    poisoned = hour(100).start.isoformat()
+    for number in (101, 102, 103):
+        done = update(price_shop)
+        assert done["decision"] == "reject", done["reasons"]
+        promote(price_shop, done["version"])
+        if number < 103:
+            land(price_shop, number)
+    plan = updating.plan("price", price_shop)  # the three have hour 100 in common; 101 and 102 go on without it
+    assert plan["start"] == 2
+    done = updating.update(plan, price_shop, NOW, report=lambda line: None)
+    assert done["decision"] == "promote", done["reasons"]
+    ledger = ledger_of(price_shop, 5)
+    assert ledger.set_aside == {poisoned: ((1, 2),)}
+    assert (ledger.own_rows.set_aside, ledger.own_rows.inserted) == (72, 96) and ledger.rows.balanced
+    promote(price_shop, 5)
+    assert log(price_shop) == [
+        ("first", 1), ("promote", 5), ("reject", 2), ("reject", 3), ("reject", 4), ("set-aside", 1)
+    ]
+    noted = [row for row in open_registry(price_shop).decisions("price").to_pylist() if row["action"] == "set-aside"]
+    assert poisoned in noted[0]["reasons"] and "backfill" in noted[0]["reasons"]
+    land(price_shop, 100, count=60)
+    assert update(price_shop)["decision"] == "promote"
+    ledger = ledger_of(price_shop, 6)
+    assert ledger.set_aside == {} and ledger.rows.balanced
+    # the twelve views kept their content but for the price of a view, so all 72 rows changed
+    assert (ledger.own_rows.updated, ledger.own_rows.set_aside) == (72, 0)
+
+
+def test_a_plan_that_was_overtaken_trains_nothing(price_shop_an_hour_later: Settings) -> None:
+    plan = {"task": "price", "champion": 1, "versions": {"events": 2}, "start": 1}
+    done = updating.update(plan, price_shop_an_hour_later, NOW)
+    assert (done["version"], done["decision"]) == (None, "overtaken")
+    assert open_registry(price_shop_an_hour_later).versions("price") == [1, 2]
+
+
+def test_a_challenger_that_was_overtaken_is_held_and_its_hours_are_learnt_anew(
+    price_shop_an_hour_later: Settings
+) -> None:
+    settings = price_shop_an_hour_later
+    roll_back(settings, to=1)
+    land(settings, 101)
+    assert update(settings)["decision"] == "promote"
+    roll_back(settings, to=2)
+    overtaken = {"action": "overtaken", "champion_before": 2, "champion_after": 2}
+    assert promote(settings, 3) == promote(settings, 3) == overtaken
+    assert log(settings) == [("first", 1), ("hold", 3), ("promote", 2), ("rollback", 1), ("rollback", 2)]
+    assert updating.plan("price", settings)["start"] == 2
+
+
+def test_what_a_killed_process_registered_is_taken_up_and_not_trained_twice(price_shop: Settings) -> None:
+    land(price_shop, 100)
+    first = update(price_shop)
+    client = open_registry(price_shop)._client
+    client.delete_registered_model_alias("evergreen-price", "challenger")
+    said: list[str] = []
+    second = updating.update(updating.plan("price", price_shop), price_shop, NOW, report=said.append)
+    assert second == first and "not" not in said[0].split(":")[0] and len(said) == 1
+    registry = open_registry(price_shop)
+    assert registry.versions("price") == [1, 2]
+    assert registry.aliases("price") == {"champion": 1, "challenger": 2}
+
+
+def test_a_promotion_killed_before_its_row_in_the_log_is_completed_by_the_next_plan(
+    price_shop_an_hour_later: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = price_shop_an_hour_later
+
+    class Killed(BaseException):
+        """Nothing may catch it."""
+
+    def killed(log: DecisionLog, row: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(DecisionLog, "append", killed)
+        roll_back(settings, to=1)
+    assert open_registry(settings).champion("price") == 1 and ("rollback", 1) not in log(settings)
+    updating.plan("price", settings)
+    assert ("rollback", 1) in log(settings)
+
+
+def test_a_retrain_killed_before_its_promotion_is_taken_up_and_a_decided_one_is_not(
+    price_shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_to(monkeypatch, 10_000)
+    first = updating.retrain("price", price_shop, NOW, "weekly", report=lambda line: None)
+    assert (first["version"], first["decision"]) == (2, "hold")
+    assert updating.retrain("price", price_shop, NOW, "weekly", report=lambda line: None) == first
+    other = updating.retrain("price", price_shop, NOW, "weekly", days=2, report=lambda line: None)
+    assert other["version"] == 3
+    promote(price_shop, 2)
+    assert updating.retrain("price", price_shop, NOW, "weekly", report=lambda line: None)["version"] == 4
+
+
+def test_after_a_rollback_the_same_hours_are_not_learnt_in_a_circle(price_shop_an_hour_later: Settings) -> None:
+    price_shop = price_shop_an_hour_later
+    roll_back(price_shop, to=1)
+    assert "version 2" in updating.plan("price", price_shop)["nothing_because"]
+    land(price_shop, 101)
+    assert updating.plan("price", price_shop)["start"] == 1
+
+
+def test_a_corrected_hour_is_one_more_update_of_the_rows_that_differ(price_shop: Settings) -> None:
+    rows = purchases(50)
+    prices = rows["price"].to_pylist()
+    prices[3] += 0.5
+    corrected = rows.set_column(rows.schema.get_field_index("price"), "price", pa.array(prices, pa.float64()))
+    publish(open_lake(price_shop), EVENTS, [hour(50)], corrected.slice(0, 11))  # one row differs, one is gone
+    done = update(price_shop)
+    own = ledger_of(price_shop, done["version"]).own_rows
+    assert (own.inserted, own.updated, own.deleted) == (0, 1, 1) and own.balanced
+    assert done["window"] == hour(99).start.isoformat()  # the newest window that it knows is as before
+
+
+def test_a_retrain_starts_a_lineage_of_its_own(price_shop: Settings) -> None:
+    land(price_shop, 100)
+    done = updating.retrain("price", price_shop, NOW, "aging", days=3, report=lambda line: None)
+    tags = open_registry(price_shop).tags("price", done["version"])
+    assert (tags["evergreen.parent"], tags["evergreen.compared_with"]) == ("", "1")
+    assert (tags["evergreen.why"], tags["evergreen.days"]) == ("aging", "3")
+    ledger = ledger_of(price_shop, done["version"])
+    assert (ledger.kind, ledger.base, ledger.learnt_from) == ("retrain", None, {"events": -1})
+    assert ledger.joined_until >= ledger_of(price_shop, 1).joined_until and ledger.rows.balanced
+
+
+def test_planning_and_promoting_load_no_tensorflow(price_shop: Settings) -> None:
+    script = f"""
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from pipeline import updating
+from pipeline.tasks import catalogue
+from tests.small_shop import settings_of
+catalogue.TASKS["price"] = catalogue.Entry("tests.price_task", "PriceTask", "events")
+settings = settings_of(Path({str(price_shop.home)!r}))
+assert not updating.behind("price", settings) and not updating.behind("recommend", settings)
+assert updating.promote("price", 1, settings, datetime(2026, 3, 1, tzinfo=UTC))["champion_after"] == 1
+assert not {{"tensorflow", "keras"}} & set(sys.modules), "TensorFlow was imported"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
