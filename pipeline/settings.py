@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+
+from pipeline.window import Window
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,6 +43,10 @@ class Settings:
         seed: seed of everything drawn at random (`EVERGREEN_SEED`).
         encoder: the text encoder's preset (`EVERGREEN_ENCODER`): `minilm`, a folder, or any KerasHub
             or Hugging Face preset of a BERT-like encoder.
+        schedule_end: no hourly ingest is scheduled for windows from here on (`EVERGREEN_SCHEDULE_END`, ISO 8601):
+            a replayed log has an end, and its hours come by hand and by backfill. None: the shop is live.
+        pages_url: address under which browsers find `reports` (`EVERGREEN_PAGES_URL`); None: by path alone.
+        alert_url: takes each alert as JSON by POST (`EVERGREEN_ALERT_URL`): a chat's or a pager's webhook.
     """
 
     home: Path
@@ -55,6 +62,9 @@ class Settings:
     expected_feeds: tuple[str, ...] = ("events",)
     seed: int = 20260101
     encoder: str = "minilm"
+    schedule_end: datetime | None = None
+    pages_url: str | None = None
+    alert_url: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.mask_key) < 32:  # HMAC-SHA256's security needs a key no shorter than half its output (RFC 2104, 3)
@@ -64,6 +74,12 @@ class Settings:
             )
         if not 0 <= self.lateness_hours <= 24 * 90:
             raise SettingsError(f"EVERGREEN_LATENESS_HOURS must lie in 0..2160; received {self.lateness_hours}.")
+
+    def page_url(self, page: str | Path | None) -> str | None:
+        """Where a browser finds a page below `reports`; its path where no server shows them."""
+        if page is None or self.pages_url is None:
+            return None if page is None else str(page)
+        return f"{self.pages_url.rstrip('/')}/{Path(page).relative_to(self.reports).as_posix()}"
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -88,7 +104,17 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         expected_feeds=_words(env.get("EVERGREEN_EXPECTED_FEEDS", "events")),
         seed=_whole("EVERGREEN_SEED", env.get("EVERGREEN_SEED", "20260101")),
         encoder=env.get("EVERGREEN_ENCODER", "minilm"),
+        schedule_end=_hour("EVERGREEN_SCHEDULE_END", env.get("EVERGREEN_SCHEDULE_END")),
+        pages_url=env.get("EVERGREEN_PAGES_URL") or None,
+        alert_url=env.get("EVERGREEN_ALERT_URL") or None,
     )
+
+
+def _hour(name: str, text: str | None) -> datetime | None:
+    try:
+        return Window.parse(text).start if text else None
+    except ValueError as error:
+        raise SettingsError(f"{name} must be a full hour: {error}") from error
 
 
 def _words(text: str) -> tuple[str, ...]:

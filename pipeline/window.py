@@ -74,3 +74,28 @@ def windows_between(start: datetime, end: datetime) -> Iterator[Window]:
     while window < last:
         yield window
         window = Window(window.end)
+
+
+def windows_of(
+    first: str | None, until: str | None, interval_start: datetime | None, run_after: datetime
+) -> tuple[Window, ...]:
+    """The windows that a run is about: those named by hand, else its data interval, else the last full hour.
+
+    Args:
+        first: name of the first window, as `Window.parse` takes it.
+        until: name of the first window after them; None: only one.
+        interval_start: start of a scheduled or backfilled run's data interval.
+        run_after: when the run was made.
+
+    Raises:
+        ValueError: `until` without `first`, or not after it.
+    """
+    if first is None:
+        if until is not None:
+            raise ValueError(f"`until` needs a `window` to begin with; received until={until!r} alone.")
+        return (Window.containing(interval_start if interval_start is not None else run_after - HOUR),)
+    begin = Window.parse(first)
+    end = Window.parse(until) if until else Window(begin.end)
+    if end <= begin:
+        raise ValueError(f"`until` must lie after `window`; received {begin} and {end}.")
+    return tuple(windows_between(begin.start, end.start))

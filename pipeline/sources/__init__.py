@@ -39,6 +39,10 @@ class Source(Protocol):
     def absent_columns(self) -> frozenset[str]:
         """Columns that this source never carries, as `feed.column`."""
 
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The windows that have data, in order."""
+
     def land(self, windows: Sequence[Window], landing: Path) -> int:
         """Writes the windows' files of all feeds, each whole or not at all; returns the rows written."""
 

@@ -69,6 +69,12 @@ class MappedLog:
         """End of the last window with a row."""
         return self._start(int(self._events[1][-1])) + HOUR
 
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The hours in which the log has a row."""
+        hours = np.unique(np.concatenate([self._items[1], self._events[1]]))
+        return tuple(Window(self._start(int(hour))) for hour in hours)
+
     def land(self, windows: Sequence[Window], landing: Path) -> int:
         """Writes the windows' files; a window in which the log has nothing gets none."""
         return sum(

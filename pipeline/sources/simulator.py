@@ -21,7 +21,7 @@ from pipeline.sources.dirt import Dirtied, add_dirt, clean_rows
 from pipeline.sources.files import csv_gz_bytes, json_lines, json_lines_bytes, parquet_bytes, write_file
 from pipeline.sources.shop import Shop, ShopSize, uniform
 from pipeline.sources.words import CATEGORIES, MESSAGES, STYLES
-from pipeline.window import HOUR, Window
+from pipeline.window import HOUR, Window, windows_between
 
 FIRST = datetime(2026, 1, 5, tzinfo=UTC)  # a Monday: the weekly curve starts with the week
 
@@ -78,6 +78,11 @@ class ShopSimulator:
     def last(self) -> datetime:
         """End of the last streamed hour."""
         return self.streamed_from + HOUR * self.size.hours
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """All hours of the history and of the stream."""
+        return tuple(windows_between(self.first, self.last))
 
     def land(self, windows: Sequence[Window], landing: Path) -> int:
         """Writes the windows' files of all feeds; returns the rows written."""

@@ -1,0 +1,63 @@
+# `make help` lists the targets. Everything is installed into .venv and runs below .evergreen (EVERGREEN_HOME).
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+
+# make run's choices
+SOURCE ?= simulated
+HOURS ?= 12
+SEED ?= 20260101
+TASKS ?= recommend
+run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) --tasks "$(TASKS)" \
+  $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run up down status test test-slow lint bench-loop lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+	@echo
+	@echo "make run takes: SOURCE=simulated|online-retail|FILE.toml  DATA=path or URL  MAPPING=FILE.toml"
+	@echo "                HOURS=$(HOURS)  SEED=$(SEED)  TASKS=$(TASKS)  KEEP=1 (leave it running)"
+
+setup: .venv/ready ## Install everything into .venv, from the lock file
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.*"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: setup ## Load a shop's history, train, let hours arrive, show table and picture
+	$(RUN) pipeline.demo $(run_options)
+
+up: setup ## Start PostgreSQL, MLflow and Airflow, and print where to look
+	$(RUN) pipeline.installation up
+
+down: setup ## Stop what `make up` or `make run KEEP=1` started
+	$(RUN) pipeline.installation down
+
+status: setup ## Say what runs
+	$(RUN) pipeline.installation status
+
+test: setup ## The fast tests (under 5 minutes)
+	$(RUN) pytest -n 2 -m "not slow"
+
+test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9
+	$(RUN) pytest -m slow
+
+lint: setup ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench-loop: setup ## Measure ingest, checks, freshness and a request; writes tests/benchmarks/results/loop.json
+	$(RUN) tests.benchmarks.bench_loop
+
+lock: ## Resolve pyproject.toml anew into requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra dev --generate-hashes --no-emit-index-url -o requirements.lock
+
+clean: ## Remove what was installed and everything that runs made (asks nothing)
+	-$(RUN) pipeline.installation down
+	rm -rf .venv .evergreen .pytest_cache .mypy_cache .ruff_cache

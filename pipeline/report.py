@@ -1,0 +1,196 @@
+"""What happened, for people: a line for each window, and a picture of quality over time. From the lake alone.
+
+Each window was scored before anything learnt it, by the champion of that hour, by the lineage's first model (never
+updated) and by the plain baseline: the honest, leak-free curve (prequential evaluation; Gama et al. 2013,
+Machine Learning 90(3)).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+
+from pipeline.lake import Lake
+from pipeline.window import Window
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ROLES = {"champion": "updated", "never_updated": "never updated", "baseline": "plain baseline"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over users with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    examples: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class WindowLine:
+    """One window of the report.
+
+    Attributes:
+        window: which.
+        rows_in, published, quarantined, duplicates, late: of the task's feed.
+        on_arrival: role -> quality on what the window landed, before anything learnt it.
+        validation: role -> quality on the gate's examples, of the update that learnt the window.
+        version: the model version that learnt it.
+        decision: what the gate did with that version.
+        why: its first reason.
+        champion: the version that served before that decision.
+    """
+
+    window: Window
+    rows_in: int
+    published: int
+    quarantined: int
+    duplicates: int
+    late: int
+    on_arrival: dict[str, Measured] = field(default_factory=dict)
+    validation: dict[str, Measured] = field(default_factory=dict)
+    version: int | None = None
+    decision: str = ""
+    why: str = ""
+    champion: int | None = None
+
+
+def window_lines(lake: Lake, task: str, feed: str, windows: Sequence[Window]) -> list[WindowLine]:
+    """The report's lines of a task for `windows`."""
+    log = {row["landed_window"]: row for row in lake.window_log().to_pylist() if row["feed"] == feed}
+    quality = _quality(lake, task)
+    arrived = quality[quality.scored_on == "window"].sort_values("challenger")
+    decisions = {row["version"]: row for row in _decisions(lake, task)}
+    lines = []
+    for window in windows:
+        row = log.get(window.start, {})
+        here = arrived[arrived.window == window.start]
+        # a held update is followed by one that scores the window again: the first is the honest one
+        version = int(here.challenger.iloc[0]) if len(here) else None
+        decision = decisions.get(version, {})
+        judged = quality[(quality.scored_on == "validation") & (quality.challenger == version)]
+        reasons = json.loads(decision.get("reasons", "[]"))
+        counts = {name: int(row.get(name, 0)) for name in ("rows_in", "published", "quarantined", "duplicates", "late")}
+        lines.append(WindowLine(
+            window, **counts, on_arrival=_by_role(here[here.challenger == version]), validation=_by_role(judged),
+            version=version, decision=decision.get("action", ""), why=reasons[0] if reasons else "",
+            champion=decision.get("champion_before"),
+        ))
+    return lines
+
+
+def pooled(lines: Sequence[WindowLine], role: str) -> float:
+    """The mean over all windows' examples of a role's quality on arrival; nan without any."""
+    found = [line.on_arrival[role] for line in lines if role in line.on_arrival]
+    total = sum(one.examples for one in found)
+    return sum(one.mean * one.examples for one in found) / total if total else float("nan")
+
+
+def as_table(lines: Sequence[WindowLine], metric: str) -> Table:
+    """The lines as a table for a terminal."""
+    from rich.table import Table
+
+    table = Table(title=f"{metric}, mean over users with 95 % interval", title_justify="left", expand=False)
+    for name, options in (
+        ("window", {"no_wrap": True}), ("rows in", {"justify": "right"}), ("quar.", {"justify": "right"}),
+        ("dup.", {"justify": "right"}), ("late", {"justify": "right"}), ("champion on arrival", {"no_wrap": True}),
+        ("baseline", {"no_wrap": True}), ("champion, validation", {"no_wrap": True}),
+        ("challenger, validation", {"no_wrap": True}),
+        ("decision", {"no_wrap": True}), ("version", {"justify": "right"}), ("why", {"max_width": 60}),
+    ):
+        table.add_column(name, **options)
+    for line in lines:
+        arrived, judged = line.on_arrival, line.validation
+        baseline = arrived.get("baseline")
+        table.add_row(
+            str(line.window), f"{line.rows_in:,}", str(line.quarantined), str(line.duplicates), str(line.late),
+            str(arrived.get("champion", "-")), f"{baseline.mean:.3f}" if baseline else "-",
+            str(judged.get("champion", "-")), str(judged.get("challenger", "-")),
+            line.decision or "-", str(line.version or "-"), line.why,
+        )
+    return table
+
+
+def draw_quality(lines: Sequence[WindowLine], metric: str, title: str, path: Path) -> None:
+    """Draws quality on arrival over time, one curve a role with its 95 % band, and marks the promotions."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # no screen is needed
+    from matplotlib import pyplot as plt
+
+    drawn = [line for line in lines if line.on_arrival]
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
+    styles = {
+        "champion": ("#1b7837", "-", "o"), "never_updated": ("#b35806", "--", "s"), "baseline": ("#666666", ":", "^")
+    }
+    places = np.arange(len(drawn))
+    for role, (colour, dash, mark) in styles.items():
+        at = [int(place) for place in places if role in drawn[place].on_arrival]
+        if not at:
+            continue
+        values = [drawn[place].on_arrival[role] for place in at]
+        label = f"{ROLES[role]} (mean {pooled(drawn, role):.3f})"
+        means = [one.mean for one in values]
+        axes.plot(at, means, color=colour, linestyle=dash, marker=mark, markersize=4, label=label)
+        axes.fill_between(at, [one.low for one in values], [one.high for one in values], color=colour, alpha=0.10, lw=0)
+    for place, line in zip(places, drawn, strict=True):
+        if line.decision == "promote":
+            axes.axvline(int(place), color="#1b7837", alpha=0.15, lw=1)
+    step = max(1, len(drawn) // 12)
+    axes.set_xticks(places[::step], [line.window.start.strftime("%m-%d %H:00") for line in drawn][::step], rotation=30)
+    axes.set_ylabel(metric)
+    axes.set_xlabel("window (UTC); a thin line: what learnt it was promoted")
+    axes.set_title(title)
+    axes.grid(alpha=0.2)
+    axes.legend(loc="best", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    figure.savefig(unfinished, dpi=130, format="png")
+    plt.close(figure)
+    unfinished.replace(path)
+
+
+def _quality(lake: Lake, task: str) -> pd.DataFrame:
+    """The task's rows of `quality` for its first metric, in order of window."""
+    rows = lake.arrow("quality", filter=ds.field("task") == task)
+    frame = rows.to_pandas()
+    if len(frame):
+        frame = frame[frame.metric == metric_of(lake, task)]
+    return frame.sort_values(["window", "challenger"])
+
+
+def metric_of(lake: Lake, task: str) -> str:
+    """The metric that decides for the task: the first that each version's scores name."""
+    rows = lake.arrow("quality", columns=["metric"], filter=ds.field("task") == task)
+    return str(rows["metric"][0].as_py()) if len(rows) else ""
+
+
+def _decisions(lake: Lake, task: str) -> list[dict]:
+    rows = lake.arrow("decisions", filter=ds.field("task") == task)
+    return rows.sort_by([("decided_at", "ascending")]).to_pylist()
+
+
+def _by_role(frame: pd.DataFrame) -> dict[str, Measured]:
+    return {
+        row.role: Measured(row.mean, row.low, row.high, int(row.examples)) for row in frame.itertuples()
+    }
+
+
+def newest_window(lake: Lake, feed: str) -> datetime | None:
+    """Start of the newest window of a feed that brought a row."""
+    rows = [row["landed_window"] for row in lake.window_log().to_pylist() if row["feed"] == feed and row["rows_in"]]
+    return max(rows, default=None)

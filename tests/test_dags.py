@@ -1,0 +1,164 @@
+"""The DAG files: light to parse, wiring only, and what an operator and a scheduler expect of them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import REPOSITORY
+
+DAGS = REPOSITORY / "dags"
+HEAVY = ("tensorflow", "keras", "pandas", "mlflow", "great_expectations", "deltalake", "duckdb", "pyarrow", "numpy")
+
+_PARSE = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+import airflow.sdk
+there = set(sys.modules)
+found = {}
+for name in sys.argv[2:]:
+    started = time.perf_counter()
+    module = __import__(name)
+    found[name] = time.perf_counter() - started
+heavy = sorted({one.split(".")[0] for one in set(sys.modules) - there})
+import airflow.sdk
+from airflow.sdk import DAG
+dags = {}
+for name in sys.argv[2:]:
+    for value in vars(sys.modules[name]).values():
+        pass
+print(json.dumps({"seconds": found, "modules": heavy}))
+"""
+
+_LIST = """
+import json, sys
+sys.path.insert(0, sys.argv[1])  # as Airflow does with a bundle's root
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1], load_op_links=False)
+print("FOUND" + json.dumps({"errors": bag.import_errors, "dags": {
+    dag.dag_id: {
+        "tags": sorted(dag.tags), "doc": dag.doc_md, "description": dag.description, "catchup": dag.catchup,
+        "max_active_runs": dag.max_active_runs, "params": sorted(dag.params),
+        "tasks": {task.task_id: {
+            "retries": task.retries, "timeout": task.execution_timeout and task.execution_timeout.total_seconds(),
+            "owner": task.owner, "pool": task.pool, "depends_on_past": task.depends_on_past,
+        } for task in dag.tasks},
+    } for dag in bag.dags.values()}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = tmp_path_factory.mktemp("airflow")
+    return {
+        **os.environ, "AIRFLOW_HOME": str(home), "EVERGREEN_HOME": str(home), "EVERGREEN_MASK_KEY": "k" * 32,
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "AIRFLOW__CORE__PLUGINS_FOLDER": str(home),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+    }
+
+
+@pytest.fixture(scope="module")
+def dags(environment: dict[str, str]) -> dict:
+    for command in ([sys.executable, "-m", "airflow", "db", "migrate"], [sys.executable, "-c", _LIST, str(DAGS)]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))
+    found = json.loads(line.removeprefix("FOUND"))
+    assert found["errors"] == {}
+    return found["dags"]
+
+
+def test_the_dag_files_parse_in_under_a_second_and_import_nothing_heavy(environment: dict[str, str]) -> None:
+    names = [path.stem for path in sorted(DAGS.glob("*.py"))]
+    done = subprocess.run(
+        [sys.executable, "-c", _PARSE, str(DAGS), *names], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert not set(HEAVY) & set(found["modules"])
+    assert max(found["seconds"].values()) < 1.0
+
+
+def test_all_dags_of_the_design_are_there(dags: dict) -> None:
+    assert set(dags) == {"ingest", "update_recommend", "retrain_recommend", "watch", "rollback"}
+
+
+def test_each_dag_tells_an_operator_what_it_does(dags: dict) -> None:
+    for name, dag in dags.items():
+        assert dag["doc"] and "### What it does" in dag["doc"], name
+        assert dag["description"], name
+        assert "evergreen" in dag["tags"], name
+
+
+def test_the_ingest_page_says_how_to_backfill(dags: dict) -> None:
+    assert "Backfill" in dags["ingest"]["doc"]
+
+
+def test_each_task_has_an_owner_retries_and_a_timeout(dags: dict) -> None:
+    for name, dag in dags.items():
+        for task, settings in dag["tasks"].items():
+            assert settings["owner"] == "evergreen", (name, task)
+            assert 1 <= settings["retries"] <= 3, (name, task)
+            assert settings["timeout"], (name, task)
+
+
+def test_the_ui_can_backfill_since_no_task_depends_on_the_past(dags: dict) -> None:
+    assert not any(task["depends_on_past"] for dag in dags.values() for task in dag["tasks"].values())
+
+
+def test_one_update_a_task_runs_at_a_time_and_one_training_job_a_machine(dags: dict) -> None:
+    assert dags["update_recommend"]["max_active_runs"] == 1
+    pools = {dags[name]["tasks"]["learn"]["pool"] for name in ("update_recommend", "retrain_recommend")}
+    assert pools == {"evergreen_learning"}
+
+
+def test_missed_hours_are_not_caught_up_behind_the_operators_back(dags: dict) -> None:
+    assert not any(dag["catchup"] for dag in dags.values())
+
+
+def test_retrain_and_rollback_have_forms(dags: dict) -> None:
+    assert dags["retrain_recommend"]["params"] == ["days", "reason"]
+    assert dags["rollback"]["params"] == ["task", "version", "why"]
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_imports_run_one_way_from_dags_to_pipeline_to_models() -> None:
+    for path in REPOSITORY.glob("models/**/*.py"):
+        assert not _imports(path) & {"pipeline", "dags", "airflow", "evergreen"}, path
+    for path in REPOSITORY.glob("pipeline/**/*.py"):
+        assert not _imports(path) & {"dags", "airflow", "evergreen"}, path
+
+
+def test_great_expectations_is_imported_in_one_module_and_mlflow_in_two() -> None:
+    def users(library: str) -> set[str]:
+        return {
+            path.relative_to(REPOSITORY).as_posix()
+            for folder in ("pipeline", "models", "dags") for path in (REPOSITORY / folder).glob("**/*.py")
+            if library in _imports(path)
+        }
+
+    assert users("great_expectations") == {"pipeline/quality.py"}
+    assert len(users("mlflow")) <= 3
+
+
+def test_the_packages_called_models_and_pipeline_are_ours() -> None:
+    import models
+    import pipeline
+
+    for package in (models, pipeline):
+        assert Path(package.__file__).is_relative_to(REPOSITORY)
