@@ -50,6 +50,12 @@ def difference(
     def columns(alias: str) -> str:
         return ", ".join(f"{alias}.{name}" for name in feed.table_schema.names)
 
+    # a window may hold several copies of a row, of which one counts: only its place tells them apart
+    def same_place(one: str, other: str) -> str:
+        return " AND ".join(
+            f"{one}.{name} = {other}.{name}" for name in (key, "landed_window", "source_file", "source_row")
+        )
+
     elsewhere = f"(SELECT * FROM held WHERE NOT ({mine}))"
     counted = run(f"""SELECT {columns('l')} FROM landed l LEFT JOIN {elsewhere} h USING ({key})
                       WHERE h.{key} IS NULL OR h.landed_window > l.landed_window""")
@@ -77,9 +83,8 @@ def difference(
         SELECT {names} FROM all_duplicates
         UNION ALL SELECT {names} FROM displaced
         UNION ALL SELECT {columns('s')} FROM spare s ANTI JOIN displaced d
-            ON s.{key} = d.{key} AND s.landed_window = d.landed_window
-            WHERE NOT ({mine}) AND NOT EXISTS (
-                SELECT 1 FROM held h WHERE h.{key} = s.{key} AND h.landed_window = s.landed_window)""")
+            ON {same_place('s', 'd')}
+            WHERE NOT ({mine}) AND NOT EXISTS (SELECT 1 FROM held h WHERE {same_place('h', 's')})""")
     return Plan(
         counted, all_duplicates, inserted, pa.concat_tables([rewritten, restored]), gone, spare, spare_after
     )
@@ -126,7 +131,11 @@ def same_rows(one: pa.Table, other: pa.Table) -> bool:
 
 
 def sql_windows(windows: Sequence[Window]) -> str:
-    """A predicate on landed_window that holds for exactly `windows`, as few ranges as they need."""
+    """A predicate on landed_window that holds for exactly `windows`, as few ranges as they need.
+
+    The hours are text with a zone, which DuckDB and Delta both turn into the column's type: Delta refuses to
+    compare it with a TIMESTAMP literal, and DuckDB reads one in the machine's zone.
+    """
     runs: list[list[Window]] = []
     for window in sorted(windows):
         if runs and runs[-1][-1].end == window.start:
@@ -135,6 +144,6 @@ def sql_windows(windows: Sequence[Window]) -> str:
             runs.append([window])
     stamp = "%Y-%m-%dT%H:00:00Z"
     return " OR ".join(
-        f"(landed_window >= TIMESTAMP '{run[0].start.strftime(stamp)}' "
-        f"AND landed_window < TIMESTAMP '{run[-1].end.strftime(stamp)}')" for run in runs
+        f"(landed_window >= '{run[0].start.strftime(stamp)}' "
+        f"AND landed_window < '{run[-1].end.strftime(stamp)}')" for run in runs
     )

@@ -100,10 +100,13 @@ class WindowStopped(RuntimeError):
     Attributes:
         feed: the feed's name.
         breaches: the critical breaches, at least one.
+        page: path of the page that shows the check.
     """
 
-    def __init__(self, feed: str, breaches: Sequence[WindowBreach], others: str = "") -> None:
-        self.feed = feed
+    def __init__(
+        self, feed: str, breaches: Sequence[WindowBreach], others: str = "", page: str | None = None
+    ) -> None:
+        self.feed, self.page = feed, page
         self.breaches = tuple(breaches)
         said = " ".join(str(breach) for breach in self.breaches)
         super().__init__(f"{feed}: not published, table and model are as before. {said}{' ' if others else ''}{others}")

@@ -1,0 +1,113 @@
+"""Person ids become keyed hashes at the door, in columns and inside raw text that is kept for looking at.
+
+A table must allow to follow one customer but not to find out who it is: HMAC-SHA256 (RFC 2104) under the
+installation's secret, cut to 128 bits, which at a billion customers leaves a chance of 1e-21 of two alike.
+Columns are hashed in DuckDB, once for each distinct value (190,000 sessions: 0.13 s; Python's hmac: 0.4 s).
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable
+from functools import cached_property
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_HEX_DIGITS = 32
+_BLOCK_BYTES = 64  # SHA-256's block: HMAC pads its key to it
+E_MAIL = "[e-mail]"
+
+# Shorter ids than this are not looked for in running text, where "5" is a quantity far more often than a customer;
+# under a key that names a person they are masked at any length.
+_SHORTEST_FREE_ID = 4
+
+PERSON_NAME = re.compile(r"(?i)^\W*(user|customer|client|visitor|member|account|session|shopper|buyer|e?-?mail)")
+_PERSON_VALUE = re.compile(
+    r"""(?ix) ((?: user|customer|client|visitor|member|account|session|shopper|buyer|e-?mail ) [\w.-]* ["']?
+    \s* [:=] \s*) ( "(?:[^"\\]|\\.)*"? | '[^']*'? | [^\s,;}\]&]+ )"""
+)
+_ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_CELL = re.compile(r"""[^",;\t{}\[\]:\r\n]+""")
+_WORD = re.compile(r"[\w.@+-]+")
+
+
+class Mask:
+    """The keyed hash of one installation.
+
+    Attributes:
+        key: the secret.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key.encode()
+
+    def value(self, raw: str) -> str:
+        """The hash of one id: 32 hex digits."""
+        return hmac.digest(self.key, raw.encode(), "sha256").hex()[:_HEX_DIGITS]
+
+    def column(self, raw: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The hash of each id of a text column; null stays null."""
+        encoded = raw.combine_chunks().dictionary_encode()
+        if isinstance(encoded, pa.ChunkedArray):  # pyarrow gives one for a column of no chunk
+            encoded = encoded.combine_chunks()
+        hashes = self._hashes(encoded.dictionary)
+        return pa.chunked_array([hashes.take(encoded.indices)])
+
+    def _hashes(self, distinct: pa.Array) -> pa.Array:
+        connection = duckdb.connect()
+        connection.register("ids", pa.table({"id": distinct}))
+        inner, outer = (_blob(bytes(byte ^ pad for byte in self._padded_key)) for pad in (0x36, 0x5C))
+        hashed = connection.sql(
+            f"SELECT left(sha256({outer} || unhex(sha256({inner} || encode(id)))), {_HEX_DIGITS}) AS hash FROM ids"
+        ).to_arrow_table()["hash"]
+        return hashed.combine_chunks().cast(pa.string())
+
+    @cached_property
+    def _padded_key(self) -> bytes:
+        import hashlib
+
+        key = self.key if len(self.key) <= _BLOCK_BYTES else hashlib.sha256(self.key).digest()
+        return key.ljust(_BLOCK_BYTES, b"\0")
+
+    def text(self, raw: str, known: frozenset[str] | set[str] = frozenset()) -> str:
+        """`raw` with whatever tells a person masked.
+
+        That is: values under a key that names a person (`"user_id": …`, also in a line that is cut in the
+        middle), the `known` ids as a cell or a word, and e-mail addresses.
+        """
+        found: set[str] = set()
+
+        def under_key(match: re.Match[str]) -> str:
+            quoted = match[2]
+            value = quoted.strip("\"'")
+            if not value or value == "null":
+                return match[0]
+            found.add(value)
+            return match[1] + quoted.replace(value, self.value(value))
+
+        masked = _PERSON_VALUE.sub(under_key, raw)
+
+        def free(match: re.Match[str]) -> str:
+            value = match[0].strip()
+            if len(value) >= _SHORTEST_FREE_ID and (value in known or value in found):
+                return match[0].replace(value, self.value(value))
+            return match[0]
+
+        if known or found:
+            masked = _WORD.sub(free, _CELL.sub(free, masked))
+        return _ADDRESS.sub(E_MAIL, masked)
+
+
+def distinct_ids(columns: Iterable[pa.ChunkedArray | pa.Array]) -> set[str]:
+    """The ids of some columns of raw person ids, as they would stand in raw text."""
+    ids: set[str] = set()
+    for column in columns:
+        ids.update(pc.unique(pc.utf8_trim_whitespace(column)).drop_null().to_pylist())
+    return ids
+
+
+def _blob(content: bytes) -> str:
+    return "'" + "".join(f"\\x{byte:02X}" for byte in content) + "'::BLOB"
