@@ -31,7 +31,7 @@ from pipeline.window import Window, windows_between
 
 # So many windows may wait for an update before the next one arrives: updates take in what is there, as they would
 # after a backfill, and a demo need not wait for each hour's update to end.
-_MOST_BEHIND = 2
+_MOST_BEHIND = 3
 
 # Laying files is quick; a batch is a step of the progress line.
 _LANDED_AT_ONCE = 168
@@ -121,10 +121,11 @@ class Demo:
     def _ingest(self, conf: dict[str, str]) -> None:
         done = self._finish("ingest", self._airflow.trigger("ingest", conf), "publish_windows")
         for one in done or ():
-            found = {name: one[name] for name in ("feed", "rows_in", "published", "quarantined", "duplicates", "late")}
             if one["rows_in"]:
-                self._say("  {feed:9} {rows_in:>9,} in  {published:>9,} published  {quarantined:>6,} quarantined  "
-                          "{duplicates:>6,} duplicates  {late:>6,} late".format(**found))
+                self._say(
+                    f"  {conf['until']}  {one['feed']:9}{one['rows_in']:>9,} in {one['published']:>9,} published"
+                    f"{one['quarantined']:>7,} quarantined{one['duplicates']:>7,} duplicates{one['late']:>6,} late"
+                )
 
     def _finish(self, dag: str, run: str, task: str) -> Any:
         """Waits for a run; what its task returned."""

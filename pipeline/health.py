@@ -71,7 +71,7 @@ def _task(health: TaskHealth, settings: Settings) -> str:
     updated, plain = pooled(health.lines, "champion"), pooled(health.lines, "baseline")
     tiles = [
         (f"version {health.champion}" if health.champion else "none", "in service"),
-        (f"{health.knows:%Y-%m-%d %H:00}" if health.knows else _NO_NUMBER, "newest hour that it knows"),
+        (f"{health.knows:%m-%d %H:00}" if health.knows else _NO_NUMBER, "newest hour that it knows"),
         (f"{behind:.0f} h" if behind is not None else _NO_NUMBER, "behind what has landed"),
         (_number(updated), "quality of the last hours, before learning them"),
         (_number(plain), "the plain baseline on the same"),
@@ -79,7 +79,7 @@ def _task(health: TaskHealth, settings: Settings) -> str:
     ]
     shown = "".join(f"<div><b>{_text(value)}</b><span>{_text(word)}</span></div>" for value, word in tiles)
     return (
-        f"<section><h2>{_text(PREFIX + health.task)}</h2></section>"
+        f"<h2>{_text(PREFIX + health.task)}</h2>"
         f'<section class="tiles" aria-label="State of {_text(health.task)}">{shown}</section>'
         f"{_picture(health, settings)}{_decisions(health)}"
     )
@@ -100,8 +100,8 @@ def _picture(health: TaskHealth, settings: Settings) -> str:
 
 def _decisions(health: TaskHealth) -> str:
     rows = "".join(
-        f"<tr><td>{_text(row['decided_at'].strftime('%Y-%m-%d %H:%M'))}</td><td>{_text(row['action'])}</td>"
-        f"<td>{_text(row['version'])}</td><td>{_text(row['who'])}</td>"
+        f'<tr><td class="short">{row["decided_at"]:%Y-%m-%d %H:%M}</td><td class="short">{_text(row["action"])}</td>'
+        f'<td>{row["version"]}</td><td class="short">{_text(row["who"])}</td>'
         f"<td>{_text((json.loads(row['reasons']) or [''])[0])}</td></tr>"
         for row in health.decisions
     )

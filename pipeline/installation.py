@@ -166,6 +166,7 @@ class Installation:
             "EVERGREEN_PAGES_URL": f"{self.airflow_url}/evergreen",
             "PATH": os.pathsep.join([scripts, self._environment.get("PATH", os.defpath)]),
             "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0",  # same sums on machines with and without AVX512
+            "MLFLOW_BACKEND_STORE_URI": self.database("mlflow"),
             "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         return {**self._environment, **self._airflow_environment(), **own}
@@ -281,8 +282,8 @@ class Installation:
         artifacts = self.home / "mlflow" / "artifacts"
         python = sys.executable
         commands = {
-            "mlflow": f"{python} -m mlflow server --backend-store-uri {self.database('mlflow')} "
-                      f"--artifacts-destination {artifacts} --serve-artifacts --workers 1 "
+            # its database's address comes by environment: a process's arguments are for all to read
+            "mlflow": f"{python} -m mlflow server --artifacts-destination {artifacts} --serve-artifacts --workers 1 "
                       f"--host 127.0.0.1 --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
             "airflow-scheduler": f"{python} -m airflow scheduler --skip-serve-logs",

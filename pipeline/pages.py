@@ -321,7 +321,7 @@ white-space:nowrap}
 details{font-size:.92rem;margin-top:.2rem}
 summary{cursor:pointer;color:var(--soft)}
 details p{margin:.3rem 0}
-.hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.short{white-space:nowrap}.hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 @media(max-width:42rem){.rules thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 .rules,.rules tbody,.rules tr,.rules td{display:block;width:100%}
 .rules tr{border-top:1px solid var(--line);padding:.6rem 0}

@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ROLES = {"champion": "updated", "never_updated": "never updated", "baseline": "plain baseline"}
+_STYLES = {  # colours that are told apart without colour vision, and dashes and marks besides
+    "champion": ("#1b7837", "-", "o"), "never_updated": ("#b35806", "--", "s"), "baseline": ("#666666", ":", "^"),
+}
 
 
 @dataclass(frozen=True)
@@ -126,37 +128,45 @@ def as_table(lines: Sequence[WindowLine], metric: str) -> Table:
 
 
 def draw_quality(lines: Sequence[WindowLine], metric: str, title: str, path: Path) -> None:
-    """Draws quality on arrival over time, one curve a role with its 95 % band, and marks the promotions."""
+    """Draws quality on arrival over time, and what updating has gained over all hours so far.
+
+    An hour of a small shop has few users, so single hours scatter; the lower panel pools them.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")  # no screen is needed
     from matplotlib import pyplot as plt
 
     drawn = [line for line in lines if line.on_arrival]
-    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
-    styles = {
-        "champion": ("#1b7837", "-", "o"), "never_updated": ("#b35806", "--", "s"), "baseline": ("#666666", ":", "^")
-    }
-    places = np.arange(len(drawn))
-    for role, (colour, dash, mark) in styles.items():
-        at = [int(place) for place in places if role in drawn[place].on_arrival]
-        if not at:
-            continue
+    figure, (hourly, gain) = plt.subplots(
+        2, 1, figsize=(10, 6.5), sharex=True, layout="constrained", height_ratios=(3, 2)
+    )
+    for role, (colour, dash, mark) in _STYLES.items():
+        at = [place for place, line in enumerate(drawn) if role in line.on_arrival]
         values = [drawn[place].on_arrival[role] for place in at]
         label = f"{ROLES[role]} (mean {pooled(drawn, role):.3f})"
         means = [one.mean for one in values]
-        axes.plot(at, means, color=colour, linestyle=dash, marker=mark, markersize=4, label=label)
-        axes.fill_between(at, [one.low for one in values], [one.high for one in values], color=colour, alpha=0.10, lw=0)
-    for place, line in zip(places, drawn, strict=True):
-        if line.decision == "promote":
-            axes.axvline(int(place), color="#1b7837", alpha=0.15, lw=1)
+        hourly.plot(at, means, color=colour, linestyle=dash, marker=mark, markersize=4, label=label)
+        if role == "champion":
+            lows, highs = [one.low for one in values], [one.high for one in values]
+            hourly.fill_between(at, lows, highs, color=colour, alpha=0.12, lw=0, label="its 95 % interval over users")
+        else:
+            so_far = [pooled(drawn[: n + 1], "champion") - pooled(drawn[: n + 1], role) for n in range(len(drawn))]
+            gain.plot(range(len(drawn)), so_far, color=colour, linestyle=dash, label=f"over the {ROLES[role]}")
+    promoted = [place for place, line in enumerate(drawn) if line.decision in ("promote", "first")]
+    hourly.plot(promoted, [0.02] * len(promoted), "|", color="#1b7837", markersize=9, label="learnt and promoted",
+                transform=hourly.get_xaxis_transform())
     step = max(1, len(drawn) // 12)
-    axes.set_xticks(places[::step], [line.window.start.strftime("%m-%d %H:00") for line in drawn][::step], rotation=30)
-    axes.set_ylabel(metric)
-    axes.set_xlabel("window (UTC); a thin line: what learnt it was promoted")
-    axes.set_title(title)
-    axes.grid(alpha=0.2)
-    axes.legend(loc="best", frameon=False)
+    names = [line.window.start.strftime("%m-%d %H:00") for line in drawn]
+    gain.set_xticks(range(0, len(drawn), step), names[::step], rotation=30)
+    gain.axhline(0.0, color="#999999", lw=0.8)
+    hourly.set_ylabel(metric)
+    gain.set_ylabel("gain, all hours so far")
+    gain.set_xlabel("window (UTC)")
+    hourly.set_title(title)
+    for axes in (hourly, gain):
+        axes.grid(alpha=0.2)
+        axes.legend(loc="best", frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
     figure.savefig(unfinished, dpi=130, format="png")

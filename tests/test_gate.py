@@ -204,7 +204,7 @@ def test_scores_of_other_examples_are_refused() -> None:
     swapped = Scores(base.frame.iloc[[1, 0, *range(2, 60)]].reset_index(drop=True), base.metrics)
     with pytest.raises(ScoresDiffer, match="same order; 2 of 60 differ, the first at row 0: 'e0' and 'e1'"):
         decide(swapped, base, base, RULES, seed=8)
-    with pytest.raises(ScoresDiffer, match="Challenger and baseline.*they have 60 and 59"):
+    with pytest.raises(ScoresDiffer, match=r"Challenger and baseline.*they have 60 and 59"):
         decide(base, base, scores(np.ones(59)), RULES, seed=8)
     with pytest.raises(ScoresDiffer, match="finite number; 'hit'; 1 of the challenger's are not"):
         decide(base, scores(np.array([np.nan] + [1.0] * 59)), base, RULES, seed=8)

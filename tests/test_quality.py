@@ -428,7 +428,7 @@ def test_a_wrong_expectation_is_refused_by_file_and_name(tmp_path: Path, change:
     }
     path = tmp_path / "events.json"
     path.write_text(json.dumps({"rows": {"expectations": [one | change]}, "window": {"expectations": []}}))
-    with pytest.raises(SuiteError, match="events.json, rows, expectation 1") as refused:
+    with pytest.raises(SuiteError, match=r"events\.json, rows, expectation 1") as refused:
         read_suites(path)
     assert said in str(refused.value)
 

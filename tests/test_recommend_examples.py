@@ -30,7 +30,8 @@ def event(number: int, kind: str, item: str | None, minutes: float, user: str | 
 def examples_of(tmp_path: Path, *events: dict) -> list[dict]:
     rows = pa.Table.from_pylist(list(events), schema=EVENTS.table_schema)
     lake = Lake(str(tmp_path / "lake"), file_locks(tmp_path / "locks"))
-    version = lake.publish(EVENTS, [Window(NOON)], rows, rows.slice(0, 0), QUARANTINE_SCHEMA.empty_table()).table_version
+    nothing = QUARANTINE_SCHEMA.empty_table()
+    version = lake.publish(EVENTS, [Window(NOON)], rows, rows.slice(0, 0), nothing).table_version
     tables = Snapshot(lake, {"events": version, "items": -1})
     return recommend_examples.examples(tables, rows).table.to_pylist()
 

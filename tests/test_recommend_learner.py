@@ -182,7 +182,7 @@ def test_the_logits_that_consumers_compute_are_the_networks() -> None:
     learner = untrained(items, taught)
     train(learner, taught, 10, 1e-2)
     batch = next(learner.batches(queries, 20, np.random.default_rng(0)))
-    network = learner._network({name: values for name, values in batch.items()})[0].numpy()[:, 1 : len(items) + 1]
+    network = learner._network(dict(batch))[0].numpy()[:, 1 : len(items) + 1]
     compact = learner.compact().logits(
         batch["history_index"], batch["history_counts"], batch["history_views"], batch["history_days"],
         batch["query_vector"], batch["has_query"] > 0,
@@ -206,7 +206,7 @@ def test_growing_past_the_capacity_keeps_weights_and_moments() -> None:
 
 
 def third_step(learner: RecommenderLearner, grown: bool) -> None:
-    items, taught, _ = checkerboard()
+    _, taught, _ = checkerboard()
     if grown:
         learner.grow(context([f"n{place}" for place in range(300)]), examples([moment(["n1", "n2"])] * 4))
         taught = examples([moment(["n1", "i3"], history={"i1": (1, 1), "n2": (2, 1)})] * 30)

@@ -85,7 +85,7 @@ def test_each_kind_of_dirt_is_in_the_files_as_often_as_told(shop: ShopSimulator,
     later = [row for row in read if row["event_id"] in landed_before]
     ids = Counter(row["event_id"] for row in read if row["event_id"] not in landed_before)
     own = {row["event_id"]: row for row in read if row["event_id"] not in landed_before}.values()
-    typed = [row for row in own if "yesterday" != row.get("event_time") and row.get("event_time")]
+    typed = [row for row in own if row.get("event_time") != "yesterday" and row.get("event_time")]
     moments = [datetime.fromisoformat(str(row["event_time"])) for row in typed]
     known = set(shop.shop.item_id)
     assert shop.dirt(window) == {
@@ -191,7 +191,7 @@ def test_a_file_is_whole_or_not_there(
     shop: ShopSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def disk_full(path: Path, content: bytes) -> int:
-        with open(path, "wb") as file:
+        with path.open("wb") as file:
             file.write(content[: len(content) // 2])
         raise OSError("No space left on device")
 

@@ -13,24 +13,24 @@ TITLES = ["white hanging heart t-light holder", "red mug", "a red coffee cup"]
 
 
 @pytest.fixture(scope="module")
-def tiny():  # noqa: ANN201  (the class is imported lazily elsewhere too)
+def tiny():
     return load_text_encoder("tiny")
 
 
-def test_vectors_have_unit_length(tiny) -> None:  # noqa: ANN001
+def test_vectors_have_unit_length(tiny) -> None:
     np.testing.assert_allclose(np.linalg.norm(tiny.embed(TITLES), axis=1), 1.0, rtol=1e-5)
 
 
-def test_a_vector_does_not_depend_on_its_batch(tiny) -> None:  # noqa: ANN001
+def test_a_vector_does_not_depend_on_its_batch(tiny) -> None:
     together = tiny.embed([*TITLES, "long " * 60] * 3, batch_size=4)
     np.testing.assert_allclose(together[1], tiny.embed(TITLES[1:2])[0], atol=1e-5)
 
 
-def test_no_texts_give_no_vectors(tiny) -> None:  # noqa: ANN001
+def test_no_texts_give_no_vectors(tiny) -> None:
     assert tiny.embed([]).shape == (0, tiny.dimension)
 
 
-def test_saving_gives_the_same_bytes_and_the_same_vectors(tiny, tmp_path: Path) -> None:  # noqa: ANN001
+def test_saving_gives_the_same_bytes_and_the_same_vectors(tiny, tmp_path: Path) -> None:
     tiny.save(tmp_path / "one")
     loaded = load_saved(tmp_path / "one")
     loaded.save(tmp_path / "two")

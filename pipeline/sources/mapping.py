@@ -216,10 +216,10 @@ class _Reader:
             raise self._wrong(key, f"must be one of {', '.join(EVENT_TYPES)}", value)
 
     def _known(self, where: str, table: dict[str, Any], keys: tuple[str, ...]) -> None:
-        for key in table:
+        for key, value in table.items():
             if key not in keys:
                 full = f"{where}.{key}" if where else key
-                raise self._wrong(full, f"is not a key; the keys here are {', '.join(keys)}", table[key])
+                raise self._wrong(full, f"is not a key; the keys here are {', '.join(keys)}", value)
 
     def _table(self, text: dict[str, Any], key: str) -> dict[str, Any]:
         if not isinstance(text.get(key), dict):

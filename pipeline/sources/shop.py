@@ -84,7 +84,7 @@ class ShopSize:
     new_users_per_hour: int = 2
     dirt_share: float = 0.015
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         least = {
             "users": 1,
             "items": 50,

@@ -248,7 +248,7 @@ class ShopSimulator:
                 "price": _text(price, priced),
                 "rating": _text(self._ratings(events, rng), events.kind == _RATING),
                 "query": _text(self._queries(hour, events, rng, wording), events.kind == _SEARCH),
-                "basket_id": _text(np.char.add("B", session), events.kind == _PURCHASE),
+                "basket_id": _text(np.char.add(f"B{stamp}-", events.session.astype(str)), events.kind == _PURCHASE),
             }
         )
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # Distinct items of a history, newest first. On Online Retail 99 % of the customers have bought fewer.
 HISTORY_ITEMS = 256
 
-# A purchase ends a visit whose views and carts name what is bought: with them in the history every model "foresees" 98 %
-# (measured on the simulated shop). They belong to the answer, so a purchase is foreseen from what came before the
+# A purchase ends a visit whose views and carts name what is bought: with them in the history every model "foresees"
+# 98 % (measured on the simulated shop). They belong to the answer, so a purchase is foreseen from what came before the
 # visit. Half an hour without an event is where web analytics ends a visit.
 VISIT_MINUTES = 30
 

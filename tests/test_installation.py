@@ -1,0 +1,81 @@
+"""An installation's promises that need no process: secrets made once, settings remembered, a demo destroys nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pipeline.demo import DemoFailed, Stream, clear
+from pipeline.installation import Installation
+from pipeline.sources import SourceError
+from pipeline.sources.simulator import ShopSimulator
+
+
+def test_secrets_are_made_once_and_read_by_their_owner_alone(tmp_path: Path) -> None:
+    first, second = Installation(tmp_path, {}).secrets, Installation(tmp_path, {}).secrets
+    assert first == second
+    assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
+    assert len(first.mask_key) >= 32 and len(first.jwt_secret) >= 64
+    assert Installation(tmp_path / "other", {}).secrets != first
+
+
+def test_a_secret_of_the_environment_wins(tmp_path: Path) -> None:
+    key = "from the environment, of 32 letters"
+    assert Installation(tmp_path, {"EVERGREEN_MASK_KEY": key}).settings.mask_key == key
+
+
+def test_no_secret_stands_in_the_supervisors_configuration(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, {"EVERGREEN_DATABASE": "postgresql+psycopg2://me:hidden@db"})
+    installation._write_configuration()
+    text = (tmp_path / "supervisord.conf").read_text()
+    made = installation.secrets
+    assert not any(secret in text for secret in (made.mask_key, made.jwt_secret, made.fernet_key, made.admin_password))
+    assert "hidden" not in text
+
+
+def test_what_is_remembered_holds_at_the_next_start_and_the_environment_wins(tmp_path: Path) -> None:
+    Installation(tmp_path, {}).remember({"EVERGREEN_TASKS": "recommend", "EVERGREEN_SEED": "5"})
+    again = Installation(tmp_path, {"EVERGREEN_SEED": "6"})
+    assert again.settings.seed == 6
+    assert again.environment["EVERGREEN_TASKS"] == "recommend"
+
+
+def test_airflows_own_variables_win_over_ours(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, {"AIRFLOW__CORE__EXECUTOR": "CeleryExecutor"})
+    assert installation.environment["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
+    assert installation.environment["AIRFLOW__API__HOST"] == "127.0.0.1"
+
+
+def test_ports_stay_the_same_from_start_to_start(tmp_path: Path) -> None:
+    assert Installation(tmp_path, {}).ports == Installation(tmp_path, {}).ports
+    assert Installation(tmp_path, {"EVERGREEN_AIRFLOW_PORT": "18080"}).ports.airflow == 18080
+
+
+def test_a_socket_fits_however_long_the_homes_path_is(tmp_path: Path) -> None:
+    home = tmp_path / ("long-" * 30)
+    assert len(os.fsencode(Installation(home, {}).runtime / "postgres" / ".s.PGSQL.5432")) < 107
+
+
+def test_a_demo_refuses_a_folder_that_it_did_not_make(tmp_path: Path) -> None:
+    home = tmp_path / "mine"
+    home.mkdir()
+    (home / "lake").mkdir()
+    with pytest.raises(DemoFailed, match="no demo made"):
+        clear(home)
+    assert (home / "lake").exists()
+    clear(tmp_path / "new")
+    (tmp_path / "new" / "lake").mkdir()
+    clear(tmp_path / "new")
+    assert not (tmp_path / "new" / "lake").exists()
+
+
+def test_the_last_hours_with_data_arrive_and_all_before_is_history() -> None:
+    source = ShopSimulator(seed=1, users=10, items=50, history_days=1, history_events=10, hours=3)
+    stream = Stream.of(source, 2)
+    assert len(stream.arriving) == 2 and len(stream.history) == 25
+    assert stream.history[-1].end == stream.arriving[0].start
+    with pytest.raises(SourceError, match="fewer than the 27 hours"):
+        Stream.of(source, 27)
