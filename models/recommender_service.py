@@ -4,21 +4,41 @@ A row with `item_id` asks for similar items, one with `query` searches, any othe
 what is unknown is passed over, and where nothing is left to go by the popular items answer. This script is copied
 into the model (models-from-code, no pickle) beside the package that it imports under the name that the model's
 configuration gives (`code_package`), so that two models of different code can live in one process.
+A value that is missing (null, NaN) is as if it were not there; one of a wrong type is refused, because popular
+items in its place would look like an answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from threading import Lock
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+from mlflow.pyfunc import PythonModel
 
 PARAMETERS: Mapping[str, Any] = {"k": 20, "exclude_history": False}
 _COLUMNS = ("history", "history_days", "query", "item_id")
 _HISTORY_ITEMS = 256  # as many as the model has learnt from
+_OLDEST_DAYS = 36_500.0  # a century, older than any log: beyond 1e38 float32 ends and the scores would be NaN
+
+
+class RequestRefused(MlflowException):
+    """A request that cannot be answered as it was meant; MLflow's server answers 400 with the message.
+
+    Attributes:
+        part: the column or parameter.
+        received: its value.
+    """
+
+    def __init__(self, part: str, rule: str, received: Any, remedy: str) -> None:
+        self.part, self.received = part, received
+        shown = f"{received!r:.200} ({type(received).__name__})"
+        super().__init__(f"`{part}` must be {rule}; received {shown}. {remedy}", INVALID_PARAMETER_VALUE)
 
 
 class RecommenderService:
@@ -40,10 +60,17 @@ class RecommenderService:
 
         Returns:
             `item_ids` (lists of text, best first) and `scores` (lists of float64, logits; cosines for similar items).
+
+        Raises:
+            RequestRefused: a value of a wrong type, no column of these and no row, or `k` below 1.
         """
-        k = max(int(parameters.get("k", PARAMETERS["k"])), 1)
-        exclude = bool(parameters.get("exclude_history", PARAMETERS["exclude_history"]))
+        wanted = {**PARAMETERS, **{name: value for name, value in parameters.items() if value is not None}}
+        k, exclude = int(wanted["k"]), bool(wanted["exclude_history"])
+        if k < 1:
+            raise RequestRefused("k", "at least 1", k, f"Leave it out for {PARAMETERS['k']} items.")
         given = [name for name in _COLUMNS if name in requests.columns]
+        if not given and not len(requests):  # MLflow drops unknown columns, and with the last of them the rows
+            raise RequestRefused("columns", f"among {', '.join(_COLUMNS)}", [], "Name at least one of them.")
         columns = [requests[name].tolist() for name in given]  # DataFrame.to_dict costs as much as a product
         rows = (dict(zip(given, row, strict=True)) for row in zip(*columns, strict=True)) if columns else (
             {} for _ in range(len(requests))
@@ -55,14 +82,14 @@ class RecommenderService:
         return pd.DataFrame(table, index=requests.index, columns=["item_ids", "scores"], copy=False)
 
     def _one(self, row: Mapping[str, Any], k: int, exclude: bool) -> tuple[list[str], list[float]]:
-        known = self._recommender.index.get(row.get("item_id"), 0)
+        known = self._recommender.index.get(_text("item_id", row.get("item_id")), 0)
         if known:
             scores = self._recommender.similarities(known)
             scores[known] = -np.inf
             return self._best(scores, k)
         history = self._history(row)
-        query = row.get("query")
-        vector = self._query_vector(query) if isinstance(query, str) and query.strip() else None
+        query = _text("query", row.get("query"))
+        vector = self._query_vector(query) if query and query.strip() else None
         logits = self._recommender.logits(
             *history, query_vector=vector, has_query=None if vector is None else np.ones(1, bool)
         )[0]
@@ -80,25 +107,26 @@ class RecommenderService:
 
     def _history(self, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Distinct known items, newest first, as the network wants them: rows, counts, views, days; [1, items]."""
-        items = _list(row.get("history"))
-        days = _list(row.get("history_days"))
+        items = _list("history", row.get("history"))
+        days = _list("history_days", row.get("history_days"))
         counts: dict[int, float] = {}
         ages: dict[int, float] = {}
         for place, item in enumerate(items):
-            known = self._recommender.index.get(item, 0) if isinstance(item, str) else 0
+            known = self._recommender.index.get(_text("history", item), 0)
             age = _age(days[place]) if place < len(days) else float(place)
             if known:
                 counts[known] = counts.get(known, 0.0) + 1.0
                 ages[known] = min(age, ages.get(known, age))
         newest = sorted(counts, key=lambda known: ages[known])[:_HISTORY_ITEMS]
-        columns = [[counts[known] for known in newest], [0.0] * len(newest), [ages[known] for known in newest]]
-        return (np.array([newest], np.int64), *(np.array([column], np.float32) for column in columns))
+        bought = np.array([[counts[known] for known in newest]], np.float32)
+        days_ago = np.array([[ages[known] for known in newest]], np.float32)
+        return np.array([newest], np.int64), bought, np.zeros_like(bought), days_ago
 
     def _query_vector(self, query: str) -> np.ndarray:
         return self._text_encoder().embed([query])
 
 
-class RecommenderModel(mlflow.pyfunc.PythonModel):
+class RecommenderModel(PythonModel):
     """The service as MLflow loads it."""
 
     def load_context(self, context: Any) -> None:
@@ -107,11 +135,13 @@ class RecommenderModel(mlflow.pyfunc.PythonModel):
         compact = import_module(f"{package}.compact_recommender")
         recommender = compact.CompactRecommender.load(_path(context.artifacts["recommender"]))
         held: list[Any] = []
+        loading = Lock()  # MLflow's server answers each request in a thread of its own
 
         def text_encoder() -> Any:
-            if not held:
-                folder = _text_encoder_folder(context)
-                held.append(import_module(f"{package}.text_encoder").load_saved(folder))
+            with loading:
+                if not held:
+                    folder = _text_encoder_folder(context)
+                    held.append(import_module(f"{package}.text_encoder").load_saved(folder))
             return held[0]
 
         self._service = RecommenderService(recommender, text_encoder)
@@ -146,19 +176,35 @@ def _path(location: str) -> Any:
     return Path(location)
 
 
-def _list(value: Any) -> list[Any]:
-    if value is None or isinstance(value, (str, float)):
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+def _text(column: str, value: Any) -> str | None:
+    """The text, or None where there is none; anything else is refused."""
+    if isinstance(value, str):
+        return value
+    if _missing(value):
+        return None
+    raise RequestRefused(column, "text", value, "Send ids and queries as text, numbers in quotation marks.")
+
+
+def _list(column: str, value: Any) -> list[Any]:
+    """The list, empty where there is none; anything else is refused."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return list(value)
+    if _missing(value):
         return []
-    return list(value)
+    raise RequestRefused(column, "a list", value, "Put even a single value into a list.")
 
 
 def _age(days: Any) -> float:
-    """Days as a number that is not negative; what is none counts as today."""
+    """Days from 0 to a century; what is no number counts as today."""
     try:
         age = float(days)
     except (TypeError, ValueError):
         return 0.0
-    return max(age, 0.0) if np.isfinite(age) else 0.0
+    return 0.0 if np.isnan(age) else min(max(age, 0.0), _OLDEST_DAYS)
 
 
 mlflow.models.set_model(RecommenderModel())

@@ -160,7 +160,7 @@ def _faults(feed: Feed, landed: pa.Table, bad: pa.Table, lateness_hours: int) ->
     return pa.table([bad["landed_row"], bad["reason"], pa.array(details, pa.string())], schema=FAULTS_SCHEMA)
 
 
-def _detail(feed: Feed, raw: dict[str, str], typed: dict[str, object], lateness_hours: int) -> str:  # noqa: PLR0911
+def _detail(feed: Feed, raw: dict[str, str], typed: dict[str, object], lateness_hours: int) -> str:
     """What was seen and what is allowed, without the content of a column that tells a person."""
     reason = typed["reason"]
     numbers = _numbers(feed)

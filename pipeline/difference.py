@@ -1,4 +1,4 @@
-"""The difference between what landed and what a table holds, by key, and the net of a change feed.
+"""The difference between what landed and what a table holds, by key, the net of a change feed, and recounts.
 
 Pure functions from tables to tables, in DuckDB's SQL: `lake.py` reads before them and writes after them.
 """
@@ -25,6 +25,8 @@ class Plan:
     changed: pa.Table  # new content under a key that is held, rows of other windows included
     gone: pa.Table
     spare_before: pa.Table  # duplicates_<feed> of the days concerned
+    restored: pa.Table  # of `changed`: rows that were spare and count again
+    spare_until_then: pa.Table  # to be written before the table is: no row of either is lost between the two
     spare_after: pa.Table
 
 
@@ -34,8 +36,11 @@ def difference(
     """What must change, from the rows that landed and what table and spare rows hold around their windows."""
     key = feed.key
     if not len(held) and not len(spare):  # the first load: nothing to compare with
-        return Plan(rows, duplicates, rows, rows.slice(0, 0), rows.slice(0, 0), spare,
-                     pa.concat_tables([spare, duplicates]))
+        none = rows.slice(0, 0)
+        return Plan(
+            counted=rows, duplicates=duplicates, inserted=rows, changed=none, gone=none, restored=none,
+            spare_before=spare, spare_until_then=duplicates, spare_after=duplicates,
+        )
     sql = duckdb.connect()
     sql.execute("SET TimeZone = 'UTC'")
     for name, table in (("landed", rows), ("landed_twice", duplicates), ("held", held), ("spare", spare)):
@@ -56,7 +61,12 @@ def difference(
             f"{one}.{name} = {other}.{name}" for name in (key, "landed_window", "source_file", "source_row")
         )
 
-    elsewhere = f"(SELECT * FROM held WHERE NOT ({mine}))"
+    # where each key counts outside of the windows: where it is held, or would be if these windows were empty
+    elsewhere = f"""(SELECT {names} FROM held WHERE NOT ({mine})
+                     UNION ALL
+                     SELECT {columns("s")} FROM spare s SEMI JOIN (SELECT {key} FROM held WHERE {mine}) USING ({key})
+                     WHERE NOT ({mine}) QUALIFY row_number() OVER (
+                         PARTITION BY {key} ORDER BY landed_window, source_file, source_row) = 1)"""
     counted = run(f"""SELECT {columns('l')} FROM landed l LEFT JOIN {elsewhere} h USING ({key})
                       WHERE h.{key} IS NULL OR h.landed_window > l.landed_window""")
     yielding = run(f"""SELECT {columns('l')} FROM landed l JOIN {elsewhere} h USING ({key})
@@ -79,14 +89,19 @@ def difference(
     all_duplicates = pa.concat_tables([duplicates, yielding])
     sql.register("all_duplicates", all_duplicates)
     sql.register("displaced", displaced)
-    spare_after = run(f"""
+    spare_until_then = run(f"""
         SELECT {names} FROM all_duplicates
         UNION ALL SELECT {names} FROM displaced
         UNION ALL SELECT {columns('s')} FROM spare s ANTI JOIN displaced d
             ON {same_place('s', 'd')}
             WHERE NOT ({mine}) AND NOT EXISTS (SELECT 1 FROM held h WHERE {same_place('h', 's')})""")
+    sql.register("spare_until_then", spare_until_then)
+    spare_after = run(f"""SELECT {columns('s')} FROM spare_until_then s ANTI JOIN restored r
+                          ON {same_place('s', 'r')}""") if len(restored) else spare_until_then
     return Plan(
-        counted, all_duplicates, inserted, pa.concat_tables([rewritten, restored]), gone, spare, spare_after
+        counted=counted, duplicates=all_duplicates, inserted=inserted,
+        changed=pa.concat_tables([rewritten, restored]), gone=gone, restored=restored,
+        spare_before=spare, spare_until_then=spare_until_then, spare_after=spare_after,
     )
 
 
@@ -118,6 +133,34 @@ def net_changes(log: pa.Table, feed: Feed) -> pa.Table:
                 FROM first_image f JOIN last_image l USING ({feed.key}))
         SELECT {", ".join(names)}, change FROM net WHERE NOT came_and_went AND NOT unchanged""").to_arrow_table()
     return result.cast(feed.table_schema.append(pa.field("change", pa.string())))
+
+
+def miscounted(rows: pa.Table, log: pa.Table, feed: Feed) -> pa.Table:
+    """The rows of the window log whose counts are not those of the table, with the right ones.
+
+    Args:
+        rows: `landed_window` and `hour` of the table's rows.
+        log: the window log of the same days, all feeds.
+        feed: the feed that is counted.
+    """
+    sql = duckdb.connect()
+    sql.execute("SET TimeZone = 'UTC'")
+    sql.register("held", rows)
+    sql.register("log", log)
+    # what is in a window and neither counts nor is quarantined is a duplicate; where that is less than none, the
+    # window itself was published and not recorded yet, which its own run will do
+    return sql.sql(f"""
+        WITH counts AS (
+            SELECT landed_window, count(*) AS published, count(*) FILTER (hour < landed_window) AS late
+            FROM held GROUP BY landed_window),
+        right_log AS (
+            SELECT l.* REPLACE (
+                coalesce(c.published, 0) AS published, coalesce(c.late, 0) AS late,
+                l.rows_in - l.quarantined - coalesce(c.published, 0) AS duplicates)
+            FROM log l LEFT JOIN counts c USING (landed_window) WHERE l.feed = '{feed.name}')
+        SELECT r.* FROM right_log r JOIN log l USING (feed, landed_window)
+        WHERE r.duplicates >= 0 AND (r.published, r.late) IS DISTINCT FROM (l.published, l.late)
+        """).to_arrow_table().select(log.column_names).cast(log.schema)
 
 
 def same_rows(one: pa.Table, other: pa.Table) -> bool:

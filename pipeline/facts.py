@@ -5,10 +5,20 @@ They are apart from the rules, which live in expectations/: here is only when th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+
+import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.schema import TIME
+from pipeline.schema import TIME, Feed
+from pipeline.window import Window
+
+_HISTORY_WEEKS, _HISTORY_DAYS = 4, 7  # what an hour's usual rows are the median of
 
 WINDOW_FACTS = pa.schema(  # one row a window: what the window suites judge
     [
@@ -99,3 +109,104 @@ def _percent(share: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}"
+
+
+# -- counting -------------------------------------------------------------------------------------------------
+
+
+def unknown_items(rows: pa.Table, catalogue: pa.Table) -> pa.ChunkedArray:
+    """Whether each row's item is one that the catalogue has never described; null where it names none."""
+    known = pc.is_in(rows["item_id"], pc.unique(catalogue["item_id"]))
+    return pc.if_else(pc.is_valid(rows["item_id"]), pc.invert(known), None)
+
+
+@dataclass
+class UsualRows:
+    """How many rows landed in the hours before: the window log, and the windows of this call."""
+
+    rows_in: dict[datetime, int]
+
+    @classmethod
+    def of(cls, log: pa.Table, feed: Feed) -> UsualRows:
+        """From the window log."""
+        log = log.filter(pc.equal(log["feed"], feed.name))
+        return cls(dict(zip(log["landed_window"].to_pylist(), log["rows_in"].to_pylist(), strict=True)))
+
+    def before(self, start: datetime) -> float | None:
+        """The median of the same hour: of up to 4 same weekdays before, else of up to 7 days before."""
+        for step, count in ((timedelta(weeks=1), _HISTORY_WEEKS), (timedelta(days=1), _HISTORY_DAYS)):
+            past = [start - step * number for number in range(1, count + 1)]
+            found = [self.rows_in[hour] for hour in past if hour in self.rows_in]
+            if found:
+                return float(median(found))
+        return None
+
+
+def window_facts(
+    feed: Feed,
+    files: Mapping[Window, int],
+    rows: pa.Table,
+    copies: pa.Table,
+    refused_windows: pa.ChunkedArray,
+    usual: UsualRows,
+) -> pa.Table:
+    """WINDOW_FACTS of some windows, each as if it had come alone: a bulk is judged like its hours.
+
+    Args:
+        feed: the feed.
+        files: how many files each window has, in order of window.
+        rows: all readable rows, copies included: the feed's table_schema and `unknown` (bool: nobody has described
+            the row's item; null: it names none).
+        copies: those of them that are not the first of their key.
+        refused_windows: `landed_window` of each row that landing or cleaning refused.
+        usual: what landed before; gains these windows.
+    """
+    starts = np.array([window.start.timestamp() for window in files]) * 1e6
+
+    def places(landed_windows: pa.ChunkedArray) -> np.ndarray:
+        return np.searchsorted(starts, landed_windows.cast(pa.int64()).to_numpy())
+
+    def count(at: np.ndarray) -> np.ndarray:
+        return np.bincount(at, minlength=len(starts))
+
+    def count_where(where: pa.ChunkedArray) -> np.ndarray:
+        return count(at[np.asarray(pc.fill_null(where, False))])
+
+    at = places(rows["landed_window"])
+    readable, refused = count(at), count(places(refused_windows))
+    rows_in = readable + refused
+    newest = np.zeros(len(starts))
+    latest = rows.group_by("landed_window").aggregate([(feed.time, "max")])
+    newest[places(latest["landed_window"])] = latest[f"{feed.time}_max"].cast(pa.int64()).to_numpy()
+    minutes = np.where(readable > 0, (starts + 3.6e9 - newest) / 6e7, np.nan)
+    usual.rows_in |= {window.start: int(n) for window, n in zip(files, rows_in, strict=True)}
+    columns = {
+        "landed_window": [window.start for window in files],
+        "files": list(files.values()),
+        "rows_in": rows_in,
+        "readable": readable,
+        "quarantined": refused,
+        "duplicates": count(places(_later_in_their_window(rows, copies, feed))),
+        "late": count_where(pc.less(rows["hour"], rows["landed_window"])),
+        "usual_rows": [usual.before(window.start) for window in files],
+        "newest_minutes": pa.array(minutes, from_pandas=True),
+        "item_rows": count_where(pc.is_valid(rows["unknown"])),
+        "unknown_items": count_where(rows["unknown"]),
+        "hour_of_week": [window.start.weekday() * 24 + window.start.hour for window in files],
+    }
+    return pa.table([pa.array(columns[f.name], f.type) for f in WINDOW_FACTS], schema=WINDOW_FACTS)
+
+
+def _later_in_their_window(rows: pa.Table, copies: pa.Table, feed: Feed) -> pa.ChunkedArray:
+    """`landed_window` of each row of whose key its window has an earlier one."""
+    if not len(copies):
+        return copies["landed_window"]
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.register("landed", rows.select(["landed_window", feed.key]))
+    connection.register("copies", copies.select([feed.key]))
+    again = connection.sql(
+        f"""SELECT landed_window, unnest(range(1, count(*))) FROM landed SEMI JOIN copies USING ({feed.key})
+            GROUP BY landed_window, {feed.key} HAVING count(*) > 1"""
+    )
+    return again.to_arrow_table()["landed_window"]

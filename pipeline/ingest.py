@@ -11,20 +11,19 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cleaning import FAULTS_SCHEMA, Cleaned, clean
+from pipeline.cleaning import FAULTS_SCHEMA, clean
+from pipeline.copies import first_copies, usable_copies
+from pipeline.facts import UsualRows, unknown_items, window_facts
 from pipeline.lake import Lake, Published, open_lake
 from pipeline.landing import Landed, LandingZone, land, quarantined
 from pipeline.masking import Mask
-from pipeline.schema import FEEDS, WINDOWS_SCHEMA, Feed
+from pipeline.schema import FEEDS, TIME, WINDOWS_SCHEMA, Feed
 from pipeline.settings import Settings, read_settings
 from pipeline.window import Window, windows_between
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 256 << 20
 _UNPACKING_FACTOR = 8  # gzip on such logs: 6 to 10
 _SENTENCES_KEPT = 20  # of a bulk's warnings in the result; the window log has all
-_HISTORY_WEEKS, _HISTORY_DAYS = 4, 7
 _SUMMED = ("files", "rows_in", "published", "quarantined", "duplicates", "late")
 
 
@@ -142,10 +140,10 @@ class _Door:
     lake: Lake
     report: Callable[[str], None]
     stopped: list[WindowBreach] = field(default_factory=list)
-    _usual: _UsualRows | None = None
+    _usual: UsualRows | None = None
 
     def replace(self, windows: Sequence[Window]) -> Ingested:
-        self._usual = _UsualRows.of(self.lake, self.feed)
+        self._usual = UsualRows.of(self.lake.window_log(), self.feed)
         parts = [self._chunk(chunk) for chunk in _chunks(self.feed, windows, self.settings.landing)]
         total = {
             name: sum(getattr(part, name) for part in parts)
@@ -168,40 +166,17 @@ class _Door:
 
     def _chunk(self, windows: Sequence[Window]) -> Ingested:
         from pipeline.pages import write_page
-        from pipeline.quality import check
 
         landed = land(self.feed, windows, self.settings.landing)
         mask = Mask(self.settings.mask_key)
-        catalogue = self._catalogue()
-        cleaned = clean(
-            self.feed, landed.rows, mask, self.settings.lateness_hours, self.settings.absent_columns, catalogue
-        )
-        rows, copies = first_copies(cleaned.rows, self.feed)
-        unknown = _unknown(rows, catalogue) if catalogue is not None else None
-        assert self._usual is not None
-        facts = _facts(self.feed, windows, landed, cleaned, catalogue, self._usual)
-        checked = check(self.feed, rows, facts, self.settings.absent_columns, unknown)
-        breaches = _breaches(rows, checked)
-        rows = _without(rows, checked)
-
-        def judge(some: pa.Table) -> tuple[pa.Table, pa.Table]:
-            verdict = check(
-                self.feed,
-                some,
-                facts,
-                self.settings.absent_columns,
-                _unknown(some, catalogue) if catalogue is not None else None,
-            )
-            return _without(some, verdict), _breaches(some, verdict)
-
-        rows, copies, more = usable_copies(rows, copies, self.feed, judge)
-        faults = pa.concat_tables([cleaned.faults, breaches, more])
-        quarantine = quarantined(self.feed, landed, faults, mask)
-        critical = [breach for breach in checked.window_breaches if breach.severity == "critical"]
-        self.stopped.extend(critical)
+        rows, faults = self._cleaned(landed, mask)
+        facts, rows, copies, checked, breaches = self._checked(windows, landed, rows, faults)
+        quarantine = quarantined(self.feed, landed, pa.concat_tables([faults, breaches]), mask)
         page = write_page(
             self.feed.name, windows, checked.results, _counts(facts, rows, quarantine, copies), self.settings.reports
         )
+        critical = [breach for breach in checked.window_breaches if breach.severity == "critical"]
+        self.stopped.extend(critical)
         kept = sorted(set(windows) - {breach.window for breach in critical})
         if not kept:
             return Ingested(self.feed.name, 0, self.lake.version(self.feed.name), page=str(page))
@@ -215,6 +190,39 @@ class _Door:
             lateness_hours=self.settings.lateness_hours,
         )
         return self._record(kept, landed, facts, published, checked, str(page))
+
+    def _cleaned(self, landed: Landed, mask: Mask) -> tuple[pa.Table, pa.Table]:
+        """The typed rows with `landed_row` and `unknown` (whether nobody has described the item), and the faults."""
+        catalogue = self._catalogue()
+        cleaned = clean(
+            self.feed, landed.rows, mask, self.settings.lateness_hours, self.settings.absent_columns, catalogue
+        )
+        rows = cleaned.rows
+        unknown = pa.nulls(len(rows), pa.bool_()) if catalogue is None else unknown_items(rows, catalogue)
+        return rows.append_column("unknown", unknown), cleaned.faults
+
+    def _checked(
+        self, windows: Sequence[Window], landed: Landed, rows: pa.Table, faults: pa.Table
+    ) -> tuple[pa.Table, pa.Table, pa.Table, Checked, pa.Table]:
+        """The windows' facts, the rows that count, their copies, the verdict, and the rows that it refused."""
+        from pipeline.quality import check
+
+        assert self._usual is not None
+        firsts, copies = first_copies(rows, self.feed)
+        refused = [landed.refused["landed_window"], landed.rows["landed_window"].take(faults["landed_row"])]
+        files = {window: len(landed.manifests[window]) for window in windows}
+        at = pa.chunked_array([chunk for column in refused for chunk in column.chunks], TIME)
+        facts = window_facts(self.feed, files, rows, copies, at, self._usual)
+
+        def verdict(some: pa.Table, *, of_copies: bool = False) -> Checked:
+            unknown = some["unknown"].combine_chunks() if self.feed.name == "events" else None
+            return check(self.feed, some, facts, self.settings.absent_columns, unknown, of_copies=of_copies)
+
+        checked = verdict(firsts)
+        good, copies, more = usable_copies(
+            _without(firsts, checked), copies, self.feed, lambda some: _breaches(some, verdict(some, of_copies=True))
+        )
+        return facts, good, copies, checked, pa.concat_tables([_breaches(firsts, checked), more])
 
     def _catalogue(self) -> pa.Table | None:
         """The catalogue's items with their prices over time, for the events."""
@@ -263,6 +271,7 @@ class _Door:
             )
         table = pa.Table.from_pylist(log, WINDOWS_SCHEMA)
         self.lake.record_windows(table)
+        self.lake.recount_windows(self.feed, windows, self.settings.lateness_hours)
         sums = {name: pc.sum(table[name]).as_py() for name in _SUMMED}
         return Ingested(
             feed=self.feed.name,
@@ -309,46 +318,6 @@ def _chunks(feed: Feed, windows: Sequence[Window], landing: str) -> Iterator[lis
     yield chunk
 
 
-# -- copies --------------------------------------------------------------------------------------------------
-
-
-def first_copies(rows: pa.Table, feed: Feed) -> tuple[pa.Table, pa.Table]:
-    """Rows divided into the first of each key, in order of landing, and the copies that landed after it."""
-    connection = duckdb.connect()
-    connection.register("landed", pa.table({"key": rows[feed.key], "number": pa.array(np.arange(len(rows)))}))
-    first = (
-        connection.sql("SELECT min(number) AS number FROM landed GROUP BY key").to_arrow_table()["number"].to_numpy()
-    )
-    if len(first) == len(rows):
-        return rows, rows.slice(0, 0)
-    counts = np.zeros(len(rows), bool)
-    counts[first] = True
-    return rows.filter(pa.array(counts)), rows.filter(pa.array(~counts))
-
-
-def usable_copies(
-    rows: pa.Table, copies: pa.Table, feed: Feed, judge: Callable[[pa.Table], tuple[pa.Table, pa.Table]]
-) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Lets the next copy of a row count where the first was refused by the check.
-
-    Otherwise a corrected copy would be thrown away as the duplicate of a row that nobody can see.
-
-    Returns:
-        rows, copies, and the faults of copies that are refused as well.
-    """
-    faults = FAULTS_SCHEMA.empty_table()
-    while len(copies):
-        orphans = pc.invert(pc.is_in(copies[feed.key], rows[feed.key].combine_chunks()))
-        if not pc.any(orphans).as_py():
-            break
-        next_copies, later = first_copies(copies.filter(orphans), feed)
-        good, bad = judge(next_copies)
-        rows = pa.concat_tables([rows, good])
-        copies = pa.concat_tables([copies.filter(pc.invert(orphans)), later])
-        faults = pa.concat_tables([faults, bad])
-    return rows, copies, faults
-
-
 # -- the check ---------------------------------------------------------------------------------------------
 
 
@@ -363,90 +332,6 @@ def _without(rows: pa.Table, checked: Checked) -> pa.Table:
     good = np.ones(len(rows), bool)
     good[checked.row_breaches["row"].to_numpy()] = False
     return rows.filter(pa.array(good))
-
-
-def _unknown(rows: pa.Table, catalogue: pa.Table) -> pa.Array:
-    """Whether each row's item is one that the catalogue has never described; null where it names none."""
-    known = pc.is_in(rows["item_id"], pc.unique(catalogue["item_id"]))
-    unknown = pc.if_else(pc.is_valid(rows["item_id"]), pc.invert(known), None)
-    return unknown.combine_chunks() if isinstance(unknown, pa.ChunkedArray) else unknown
-
-
-@dataclass
-class _UsualRows:
-    """How many rows landed in the hours before: the window log, and the windows of this call."""
-
-    rows_in: dict[datetime, int]
-
-    @classmethod
-    def of(cls, lake: Lake, feed: Feed) -> _UsualRows:
-        log = lake.window_log()
-        log = log.filter(pc.equal(log["feed"], feed.name))
-        return cls(dict(zip(log["landed_window"].to_pylist(), log["rows_in"].to_pylist(), strict=True)))
-
-    def before(self, start: datetime) -> float | None:
-        """The median of the same hour: of up to 4 same weekdays before, else of up to 7 days before."""
-        for step, count in ((timedelta(weeks=1), _HISTORY_WEEKS), (timedelta(days=1), _HISTORY_DAYS)):
-            past = [start - step * number for number in range(1, count + 1)]
-            found = [self.rows_in[hour] for hour in past if hour in self.rows_in]
-            if found:
-                return float(median(found))
-        return None
-
-
-def _facts(
-    feed: Feed,
-    windows: Sequence[Window],
-    landed: Landed,
-    cleaned: Cleaned,
-    catalogue: pa.Table | None,
-    usual: _UsualRows,
-) -> pa.Table:
-    """WINDOW_FACTS of the windows, each as if it had come alone: a bulk is judged like its hours."""
-    from pipeline.quality import WINDOW_FACTS
-
-    starts = np.array([window.start.timestamp() for window in windows]) * 1e6
-
-    def place(table: pa.Table) -> np.ndarray:
-        return np.searchsorted(starts, table["landed_window"].cast(pa.int64()).to_numpy())
-
-    def count(table: pa.Table, where: pa.Array | pa.ChunkedArray | None = None) -> np.ndarray:
-        chosen = table.select(["landed_window"])
-        return np.bincount(place(chosen if where is None else chosen.filter(where)), minlength=len(windows))
-
-    refused = count(landed.refused) + count(landed.rows.select(["landed_window"]).take(cleaned.faults["landed_row"]))
-    readable = count(cleaned.rows)
-    rows_in = readable + refused
-    newest = np.zeros(len(windows))
-    latest = cleaned.rows.group_by("landed_window").aggregate([(feed.time, "max")])
-    newest[place(latest)] = latest[f"{feed.time}_max"].cast(pa.int64()).to_numpy()
-    minutes = np.where(readable > 0, (starts + 3.6e9 - newest) / 6e7, np.nan)
-    late = pc.less(cleaned.rows["hour"], cleaned.rows["landed_window"])
-    usual.rows_in |= {window.start: int(n) for window, n in zip(windows, rows_in, strict=True)}
-    unknown = pa.nulls(len(cleaned.rows), pa.bool_()) if catalogue is None else _unknown(cleaned.rows, catalogue)
-    columns = {
-        "landed_window": [window.start for window in windows],
-        "files": [len(landed.manifests[window]) for window in windows],
-        "rows_in": rows_in,
-        "readable": readable,
-        "quarantined": refused,
-        "duplicates": readable - count(_keys_by_window(cleaned.rows, feed)),
-        "late": count(cleaned.rows, late),
-        "usual_rows": [usual.before(window.start) for window in windows],
-        "newest_minutes": pa.array(minutes, from_pandas=True),
-        "item_rows": count(cleaned.rows, pc.is_valid(unknown)),
-        "unknown_items": count(cleaned.rows, unknown),
-        "hour_of_week": [window.start.weekday() * 24 + window.start.hour for window in windows],
-    }
-    return pa.table([pa.array(columns[f.name], f.type) for f in WINDOW_FACTS], schema=WINDOW_FACTS)
-
-
-def _keys_by_window(rows: pa.Table, feed: Feed) -> pa.Table:
-    """The different keys of each window: `landed_window` once for each."""
-    connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
-    connection.register("landed", rows.select(["landed_window", feed.key]))
-    return connection.sql(f"SELECT DISTINCT landed_window, {feed.key} FROM landed").to_arrow_table()
 
 
 def _counts(facts: pa.Table, rows: pa.Table, quarantine: pa.Table, copies: pa.Table) -> Mapping[str, int]:

@@ -147,6 +147,11 @@ class Rule:
         """Whether it judges the table's shape: then it is answered by the columns' types, without any row."""
         return self.expectation.expectation_type in _OF_TABLE
 
+    @property
+    def of_uniqueness(self) -> bool:
+        """Whether it judges rows by each other."""
+        return self.expectation.expectation_type == _UNIQUE
+
 
 @dataclass(frozen=True)
 class Suites:
@@ -173,6 +178,8 @@ def check(
     facts: pa.Table,
     absent_columns: frozenset[str],
     unknown: pa.Array | None = None,
+    *,
+    of_copies: bool = False,
 ) -> Checked:
     """Judges typed rows and their windows by `expectations/<feed>.json`.
 
@@ -184,6 +191,8 @@ def check(
         absent_columns: columns that this shop never delivers, as `feed.column`; rules on them are left out.
         unknown: `[rows]` bool: true where a row's item is in neither the items table nor the items just landed,
             null where the row names no item; None: not known, the rules on it are left out.
+        of_copies: the rows are further copies of rows that were judged, several of one key among them: rules on
+            uniqueness are left out.
 
     Raises:
         SuiteError: the file is wrong, or an expectation cannot be evaluated.
@@ -191,6 +200,9 @@ def check(
     suites = read_suites(EXPECTATIONS / f"{feed.name}.json")
     absent = absent_columns | (frozenset() if unknown is not None else {f"{feed.name}.{_ITEM_KNOWN}"})
     row_rules, rows_left = _split(suites.rows, feed, absent)
+    if of_copies:
+        rows_left += [rule for rule in row_rules if rule.of_uniqueness]
+        row_rules = [rule for rule in row_rules if not rule.of_uniqueness]
     window_rules, window_left = _split(suites.window, feed, absent)
     if unknown is not None:
         rows = rows.append_column(_ITEM_KNOWN, pc.invert(unknown))
@@ -348,7 +360,7 @@ def _judge_rows(rules: Sequence[Rule], rows: pa.Table) -> list[_Judged]:
     of all columns, 5.0 s with index columns, and 7.4 s for SUMMARY first and COMPLETE for what failed.
     """
     kinds: dict[str, list[Rule]] = {"table": [], "key": [], "texts": [], "plain": []}
-    unique = {rule.column for rule in rules if rule.expectation.expectation_type == _UNIQUE}
+    unique = {rule.column for rule in rules if rule.of_uniqueness}
     for rule in rules:
         kinds[_kind(rule, rows, unique)].append(rule)
     plain = {rule.column for rule in kinds["plain"]} | _named_in_conditions(kinds["plain"], rows)

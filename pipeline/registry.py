@@ -424,14 +424,19 @@ def _mlflow_exception() -> type[Any]:
 
 
 def _signature(package: Package) -> ModelSignature:
-    """The signature of a package; any column may be left out of a request."""
+    """The signature of a package; any column may be left out of a request.
+
+    A list of texts is declared as a list of anything: MLflow 3.17 on pandas 3 cuts every text of a list to its
+    first letter where one of them is null, so that the model has to look at them itself.
+    """
     from mlflow.models import ModelSignature, infer_signature
-    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
     parameters = dict(package.parameters) or None
     inferred = infer_signature(package.input_example, package.output_example, parameters)
     columns: list[Any] = [
-        ColSpec(column.type, column.name, required=False) for column in inferred.inputs.inputs
+        ColSpec(Array(AnyType()) if column.type == Array(DataType.string) else column.type, column.name, required=False)
+        for column in inferred.inputs.inputs
     ]
     return ModelSignature(Schema(columns), inferred.outputs, inferred.params)
 

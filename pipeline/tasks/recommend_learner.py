@@ -311,7 +311,7 @@ class RecommenderLearner:
         encoder = self._encoder()
         encoder.save(folder / "text_encoder")
         service = recommender_service.RecommenderService(compact, lambda: encoder)
-        example = recommender_service.input_example(compact.ids[1:])
+        example = recommender_service.input_example(compact.ids[1:].tolist())
         return Package(
             model_code=Path(recommender_service.__file__),
             code_folders=(Path(models.__file__).parent,),
