@@ -80,7 +80,7 @@ class InstalledShop:
         states = self.airflow.task_states(dag, run)
         return "\n".join(
             f"--- {dag}.{task}: {state}\n{self.airflow.log(dag, run, task)[-4000:]}"
-            for task, state in states.items() if state not in ("success", "skipped")
+            for task, state in states.items() if state in ("failed", "up_for_retry")  # the others have no log
         )
 
 
