@@ -89,3 +89,23 @@ def test_a_rating_is_an_example_of_its_own(tmp_path: Path) -> None:
 def test_the_order_of_the_rows_changes_nothing(tmp_path: Path) -> None:
     events = [event(n, "purchase", item, -n * 100) for n, item in enumerate("abcab")]
     assert examples_of(tmp_path / "1", *events) == examples_of(tmp_path / "2", *reversed(events))
+
+
+def test_a_correction_of_one_users_row_finds_that_users_history(tmp_path: Path) -> None:
+    """DuckDB then looks one user up in a file that MERGE has rewritten, and hands Arrow a filter that it cannot apply."""
+    lake = Lake(str(tmp_path / "lake"), file_locks(tmp_path / "locks"))
+
+    def publish(events: list[dict]) -> int:
+        rows = pa.Table.from_pylist(events, schema=EVENTS.table_schema)
+        nothing = QUARANTINE_SCHEMA.empty_table()
+        return lake.publish(EVENTS, [Window(NOON)], rows, rows.slice(0, 0), nothing).table_version
+
+    events = [event(n, "purchase", f"i{n}", n - 5000, user=f"{n % 20:032x}") for n in range(100)]
+    before = publish(events)
+    events[7]["price"] = 9.0
+    corrected = publish([*events, event(1000, "purchase", "new", 0, user=events[7]["user_id"])])
+    change = lake.changes("events", before, corrected).drop_columns(["change"])
+    tables = Snapshot(lake, {"events": corrected, "items": -1})
+    (_, newest) = recommend_examples.examples(tables, change).table.to_pylist()
+    assert newest["targets"] == ["new"]
+    assert sorted(newest["history_items"]) == ["i27", "i47", "i67", "i7", "i87"]
