@@ -92,7 +92,7 @@ def test_the_order_of_the_rows_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_correction_of_one_users_row_finds_that_users_history(tmp_path: Path) -> None:
-    """DuckDB then looks one user up in a file that MERGE has rewritten, and hands Arrow a filter that it cannot apply."""
+    """DuckDB then hands a filter to Arrow for a file that MERGE has rewritten, which Arrow cannot apply."""
     lake = Lake(str(tmp_path / "lake"), file_locks(tmp_path / "locks"))
 
     def publish(events: list[dict]) -> int:
@@ -100,7 +100,9 @@ def test_a_correction_of_one_users_row_finds_that_users_history(tmp_path: Path) 
         nothing = QUARANTINE_SCHEMA.empty_table()
         return lake.publish(EVENTS, [Window(NOON)], rows, rows.slice(0, 0), nothing).table_version
 
-    events = [event(n, "purchase", f"i{n}", n - 5000, user=f"{n % 20:032x}") for n in range(100)]
+    events = [
+        event(n, "purchase" if n % 3 else "view", f"i{n}", n - 5000, user=f"{n % 20:032x}") for n in range(100)
+    ]
     before = publish(events)
     events[7]["price"] = 9.0
     corrected = publish([*events, event(1000, "purchase", "new", 0, user=events[7]["user_id"])])
