@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,12 +67,16 @@ def assert_every_row_is_accounted_for(shop: InstalledShop) -> None:
         assert row["rows_in"] == row["published"] + row["quarantined"] + row["duplicates"]
 
 
-def correct(folder: Path) -> tuple[str, str, str]:
+def correct(folder: Path, window: Window) -> tuple[str, str, str]:
     """Corrects a window's files: a purchase goes, another costs more, a new one comes; their event ids."""
-    bought = [
-        (path, place, row) for path, place, row in landed_lines(folder)
-        if row.get("event_type") == "purchase" and row.get("user_id") and row.get("event_time")
-        and isinstance(row.get("price"), float | int)
+    lines = landed_lines(folder)
+    landed = Counter(row.get("event_id") for _, _, row in lines)
+    bought = [  # this hour's own: the files hold copies of earlier hours' rows too
+        (path, place, row) for path, place, row in lines
+        if row.get("event_type") == "purchase" and row.get("user_id") and landed[row["event_id"]] == 1
+        and str(row.get("event_time")).startswith(window.start.strftime("%Y-%m-%dT%H:"))
+        and row["event_id"].startswith(window.start.strftime("E%y%m%d%H"))
+        and isinstance(row.get("price"), float | int) and isinstance(row.get("quantity"), float | int)
     ]
     (path, _, gone), (_, _, changed) = bought[0], bought[-1]
     lines = path.read_text().splitlines()
@@ -101,7 +106,7 @@ def test_three_hours_arrive_and_a_corrected_hour_is_backfilled_and_learnt_once(
     table_version = open_lake(shop.settings).version("events")
 
     before = events_of(shop, hours[1])
-    gone, changed, new = correct(shop.landing / "events" / hours[1].folder)
+    gone, changed, new = correct(shop.landing / "events" / hours[1].folder, hours[1])
     shop.backfill(hours[0], hours[2])
     shop.settle()
 
