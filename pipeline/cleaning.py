@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.masking import Mask
+from pipeline.picking import picked
 from pipeline.schema import Feed
 
 # A UUID has 36 characters, an e-mail address up to 254 (RFC 5321); a longer id of a person is a fault of the exporter.
@@ -73,7 +74,7 @@ def clean(
     """
     text = _trimmed(landed, feed)
     typed = _typed(_masked(text, mask), feed, lateness_hours)
-    good = pc.is_null(typed["reason"])
+    good = pc.is_null(typed["reason"]).combine_chunks()  # in one piece: a mask in chunks takes five times as long
     faults = _faults(feed, landed, typed.filter(pc.invert(good)), lateness_hours)
     rows = typed.drop_columns(["reason"])
     rows = rows.filter(good) if len(faults) else rows
@@ -155,15 +156,19 @@ def _any_of(conditions: list[str]) -> str:
 
 def _faults(feed: Feed, landed: pa.Table, bad: pa.Table, lateness_hours: int) -> pa.Table:
     """The faults with their details; row by row, because few rows are bad."""
-    raw = landed.take(bad["landed_row"]).select([*feed.raw_names, "landed_window"]).to_pylist()
-    details = [_detail(feed, row, typed, lateness_hours) for row, typed in zip(raw, bad.to_pylist(), strict=True)]
+    raw = picked(landed.select([*feed.raw_names, "landed_window"]), bad["landed_row"].to_numpy()).to_pylist()
+    numbers = _numbers(feed)
+    details = [
+        _detail(feed, numbers, row, typed, lateness_hours) for row, typed in zip(raw, bad.to_pylist(), strict=True)
+    ]
     return pa.table([bad["landed_row"], bad["reason"], pa.array(details, pa.string())], schema=FAULTS_SCHEMA)
 
 
-def _detail(feed: Feed, raw: dict[str, str], typed: dict[str, object], lateness_hours: int) -> str:
+def _detail(
+    feed: Feed, numbers: list[str], raw: dict[str, str], typed: dict[str, object], lateness_hours: int
+) -> str:
     """What was seen and what is allowed, without the content of a column that tells a person."""
     reason = typed["reason"]
-    numbers = _numbers(feed)
     if reason == "id_too_long":
         name = next(n for n in _PERSONS if len((raw.get(n) or "").strip()) > MAX_PERSON_CHARACTERS)
         return f"{name} has {len(raw[name])} characters; allowed: {MAX_PERSON_CHARACTERS}"

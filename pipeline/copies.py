@@ -18,13 +18,11 @@ from pipeline.schema import Feed
 
 def first_copies(rows: pa.Table, feed: Feed) -> tuple[pa.Table, pa.Table]:
     """Rows divided into the first of each key, in order of landing, and the copies that landed after it."""
-    connection = duckdb.connect()
-    connection.register("landed", pa.table({"key": rows[feed.key], "number": pa.array(np.arange(len(rows)))}))
-    first = (
-        connection.sql("SELECT min(number) AS number FROM landed GROUP BY key").to_arrow_table()["number"].to_numpy()
-    )
-    if len(first) == len(rows):
+    keys = rows[feed.key].combine_chunks().dictionary_encode()
+    if len(keys.dictionary) == len(rows):
         return rows, rows.slice(0, 0)
+    first = np.zeros(len(keys.dictionary), np.int64)
+    first[keys.indices.to_numpy()[::-1]] = np.arange(len(rows))[::-1]  # of several, the last that is written stays
     counts = np.zeros(len(rows), bool)
     counts[first] = True
     return rows.filter(pa.array(counts)), rows.filter(pa.array(~counts))

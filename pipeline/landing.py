@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.fs as pa_fs
 
 from pipeline.masking import Mask, distinct_ids
-from pipeline.reading import Reader
+from pipeline.picking import picked
+from pipeline.readers import Reader
 from pipeline.schema import QUARANTINE_SCHEMA, TIME, Feed
 from pipeline.unpacking import (
     MAX_RAW_BYTES,
@@ -82,9 +83,9 @@ class Landed:
 
     def raw(self, rows: np.ndarray) -> list[str]:
         """The text of some of `rows` (by index) as it landed; a Parquet row as a JSON object."""
-        chosen = self.rows.take(rows)
+        chosen = picked(self.rows, rows)
         places = np.asarray(chosen["place"])
-        texts = iter(self.lines.take(places[places >= 0]).to_pylist())
+        texts = iter(picked(self.lines, places[places >= 0]).to_pylist())
         names = [name for name in chosen.column_names if name not in _PLACES]
         rebuilt = iter(chosen.filter(pa.array(places < 0)).select(names).to_pylist())
         return [next(texts).rstrip("\r\n") if place >= 0 else _as_json(next(rebuilt)) for place in places.tolist()]
@@ -170,25 +171,26 @@ def land(feed: Feed, windows: Sequence[Window], root: str) -> Landed:
         if fingerprint is not None:
             manifests[file.window][file.name] = fingerprint
     rows, lines = reader.finish()
+    gathered = reader.gathered
     warnings: dict[Window, list[str]] = {}
-    for number, names in sorted(reader.extra.items()):
+    for number, names in sorted(gathered.extra.items()):
         file = files[number]
         warnings.setdefault(file.window, []).append(
             f"{file.name} has columns that are not used: {', '.join(names[:20])}"
         )
     return Landed(
         rows=_placed(rows, files),
-        refused=_placed(reader.refusals.table(), files),
+        refused=_placed(gathered.refusals.table(), files),
         manifests=manifests,
         warnings={window: tuple(said) for window, said in warnings.items()},
-        persons=frozenset(reader.persons),
+        persons=frozenset(gathered.persons),
         lines=lines,
     )
 
 
 def _read(zone: LandingZone, file: LandedFile, number: int, reader: Reader) -> dict[str, int | str] | None:
     """Reads one file into `reader`; returns its bytes and hash (None: it was not opened)."""
-    refuse = reader.refusals.add
+    refuse = reader.gathered.refusals.add
     if zone.leaves(file):
         refuse(number, 0, "outside_landing", "a link to a place outside the landing zone is not followed")
         return None
@@ -213,9 +215,9 @@ def _read(zone: LandingZone, file: LandedFile, number: int, reader: Reader) -> d
 def _read_lines(stream: Fingerprint, packing: str, number: int, reader: Reader, kind: str, suffix: str) -> None:
     parts = lines_of(unpacked(stream, packing))
     if kind == "json":
-        reader.take_json(number, parts, whole_document=suffix == ".json")
+        reader.json_lines.take(number, parts, whole_document=suffix == ".json")
     else:
-        reader.take_csv(number, parts, "\t" if suffix == ".tsv" else ",")
+        reader.csv_lines.take(number, parts, "\t" if suffix == ".tsv" else ",")
 
 
 def _read_parquet(stream: Fingerprint, file: LandedFile, packing: str, number: int, reader: Reader) -> None:
@@ -223,11 +225,11 @@ def _read_parquet(stream: Fingerprint, file: LandedFile, packing: str, number: i
     try:
         blocks.extend(unpacked(stream, packing))
     except BrokenFile as error:
-        reader.refusals.add(number, 0, error.reason, error.detail, None, file.size_bytes)
+        reader.gathered.refusals.add(number, 0, error.reason, error.detail, None, file.size_bytes)
         return
     content = b"".join(blocks)
     if content:
-        reader.take_parquet(number, pa.py_buffer(content))
+        reader.parquet.take(number, pa.py_buffer(content))
 
 
 def _without_packing(name: str) -> tuple[str, str]:
@@ -277,7 +279,7 @@ def quarantined(feed: Feed, landed: Landed, faults: pa.Table, mask: Mask) -> pa.
     """
     rows = np.asarray(faults["landed_row"], np.int64)
     raws = pa.array(landed.raw(rows), pa.string())
-    table = landed.rows.select(["landed_window", "source_file", "source_row"]).take(rows)
+    table = picked(landed.rows.select(["landed_window", "source_file", "source_row"]), rows)
     for name, values in (("reason", faults["reason"]), ("detail", faults["detail"]), ("raw", raws)):
         table = table.append_column(name, values)
     table = table.append_column("raw_bytes", pc.binary_length(raws).cast(pa.int64()))
@@ -305,7 +307,7 @@ def _person_columns(landed: Landed) -> list[str]:
 
 
 def _own_persons(landed: Landed, rows: np.ndarray) -> list[set[str]]:
-    chosen = landed.rows.select(_person_columns(landed)).take(rows).to_pylist()
+    chosen = picked(landed.rows.select(_person_columns(landed)), rows).to_pylist()
     return [{value.strip() for value in row.values() if value is not None} for row in chosen] or [set()] * len(rows)
 
 

@@ -6,7 +6,6 @@ row, one sentence per bad window, and a record of all for the page that a person
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -23,6 +22,8 @@ import pyarrow.compute as pc
 from pipeline.facts import WINDOW_FACTS, derived_facts, fact_in_words
 from pipeline.schema import Feed
 from pipeline.settings import REPOSITORY
+from pipeline.suites import NOT_NULL, SEVERITIES, Rule, SuiteError, Suites, suites_of
+from pipeline.verdict import Checked, WindowBreach, WindowStopped
 from pipeline.window import Window
 
 if TYPE_CHECKING:
@@ -34,12 +35,8 @@ __all__ = [
     "SEVERITIES", "WINDOW_FACTS", "Checked", "Rule", "SuiteError", "Suites", "WindowBreach", "WindowStopped", "check",
     "read_suites",
 ]
-SEVERITIES = ("critical", "warning", "info")  # Great Expectations' own names
 
 _BREACHES = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
-_OF_TABLE = frozenset({"expect_table_columns_to_match_set", "expect_column_values_to_be_of_type"})
-_UNIQUE = "expect_column_values_to_be_unique"
-_NOT_NULL = "expect_column_values_to_not_be_null"
 _ITEM_KNOWN = "item_known"  # the column that `check` makes of `unknown` for the suites
 # without the last, a failing expectation also spells out a query of all its rows: 4 MB of text for half a million
 _RESULT_FORMAT = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
@@ -47,118 +44,6 @@ _SEEN_CHARACTERS = 80  # of a value in a sentence: an id of 10,000 characters is
 _PLAIN_BELOW = 1e15  # above, a float's digits are noise and 1e+308 is read more easily than 308 zeros
 _EXAMPLES = 5
 _PERSONAL = frozenset({"user_id", "session_id"})
-
-
-@dataclass(frozen=True)
-class WindowBreach:
-    """An expectation that a window did not meet.
-
-    Attributes:
-        window: the window.
-        rule: the expectation's stable name.
-        severity: one of `SEVERITIES`.
-        seen: what the window held, in words.
-        allowed: what the expectation allows, in words.
-        why: why the expectation exists.
-        remedy: what to do now.
-    """
-
-    window: Window
-    rule: str
-    severity: str
-    seen: str
-    allowed: str
-    why: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.window} breaks {self.rule} ({self.severity}): {self.seen}; allowed: {self.allowed}. "
-            f"Why it matters: {self.why} What to do: {self.remedy}"
-        )
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The verdict on a chunk of windows of one feed.
-
-    Attributes:
-        row_breaches: columns `row` (int64, index into the rows given), `reason` (string, the rule), `detail`
-            (string: the value seen, what is allowed); one line at most for each row, in order of row.
-        window_breaches: the expectations that windows did not meet, in order of window.
-        results: JSON-able: every expectation with its note, severity, success, counts and examples.
-    """
-
-    row_breaches: pa.Table
-    window_breaches: tuple[WindowBreach, ...]
-    results: Mapping[str, Any]
-
-
-class WindowStopped(RuntimeError):
-    """A window may not be published: it breaks expectations of severity critical.
-
-    Attributes:
-        feed: the feed's name.
-        breaches: the critical breaches, at least one.
-        page: path of the page that shows the check.
-    """
-
-    def __init__(
-        self, feed: str, breaches: Sequence[WindowBreach], others: str = "", page: str | None = None
-    ) -> None:
-        self.feed, self.page = feed, page
-        self.breaches = tuple(breaches)
-        said = " ".join(str(breach) for breach in self.breaches)
-        super().__init__(f"{feed}: not published, table and model are as before. {said}{' ' if others else ''}{others}")
-
-
-class SuiteError(ValueError):
-    """An expectation file cannot be used; the message names the file, the expectation, the rule and the value."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One expectation of a suite.
-
-    Attributes:
-        name: stable; the reason in the quarantine.
-        severity: one of `SEVERITIES`.
-        why: why it exists.
-        remedy: what to do when it is broken.
-        allowed: what it allows, in words.
-        column: the column that it judges; None: the table's shape.
-        condition: pandas query of the rows that it is about; None: all rows.
-        needs: columns (`feed.column`) without which it is left out, beside `column`.
-        expectation: Great Expectations' own object.
-    """
-
-    name: str
-    severity: str
-    why: str
-    remedy: str
-    allowed: str
-    column: str | None
-    condition: str | None
-    needs: frozenset[str]
-    expectation: Any
-
-    @property
-    def of_table(self) -> bool:
-        """Whether it judges the table's shape: then it is answered by the columns' types, without any row."""
-        return self.expectation.expectation_type in _OF_TABLE
-
-    @property
-    def of_uniqueness(self) -> bool:
-        """Whether it judges rows by each other."""
-        return self.expectation.expectation_type == _UNIQUE
-
-
-@dataclass(frozen=True)
-class Suites:
-    """What `expectations/<feed>.json` holds, in file order."""
-
-    rows: tuple[Rule, ...]
-    window: tuple[Rule, ...]
 
 
 @dataclass(frozen=True)
@@ -226,105 +111,6 @@ def check(
     )
 
 
-# -- reading the suites ---------------------------------------------------------------------------------------
-
-
-@cache
-def read_suites(path: Path) -> Suites:
-    """The two suites of an expectation file, read and checked once per process.
-
-    Raises:
-        SuiteError: no such file, not JSON, an unknown type or argument, an unknown severity, no notes, no rule
-            name, no remedy, or a name used twice.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SuiteError(f"Each feed needs an expectation file; {path} does not exist.") from error
-    except ValueError as error:
-        raise SuiteError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict) or set(content) != {"rows", "window"}:
-        raise SuiteError(f'{path} must hold {{"rows": suite, "window": suite}}; received {str(content)[:200]}.')
-    parts = {
-        part: tuple(
-            _rule(where, f"{path.name}, {part}, expectation {number}", path.stem)
-            for number, where in enumerate(suite.get("expectations", ()), 1)
-        )
-        for part, suite in content.items()
-    }
-    names = [rule.name for rules in parts.values() for rule in rules]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise SuiteError(f"{path.name}: each rule needs a name of its own; used twice: {', '.join(twice)}.")
-    return Suites(**parts)
-
-
-def _rule(said: dict[str, Any], where: str, feed: str) -> Rule:
-    meta = said.get("meta") or {}
-    where = f"{where} ({meta.get('rule') or said.get('type')})"
-    for name, text in (
-        ("meta.rule", meta.get("rule")), ("notes", said.get("notes")), ("meta.remedy", meta.get("remedy"))
-    ):
-        if not isinstance(text, str) or not text.strip():
-            raise SuiteError(f"{where}: `{name}` must be a text that says something; received {text!r}.")
-    if said.get("severity") not in SEVERITIES:
-        raise SuiteError(f"{where}: severity is one of {SEVERITIES}; received {said.get('severity')!r}.")
-    kwargs = dict(said.get("kwargs") or {})
-    condition = kwargs.get("row_condition")
-    if condition is not None and (kwargs.get("condition_parser") != "pandas" or not isinstance(condition, str)):
-        raise SuiteError(f'{where}: a row_condition is a pandas query with "condition_parser": "pandas".')
-    expectation = _expectation(said, where)  # first: what follows relies on its arguments
-    return Rule(
-        name=meta["rule"], severity=said["severity"], why=said["notes"], remedy=meta["remedy"],
-        allowed=meta.get("allowed") or _allowed(said["type"], kwargs, where),
-        column=kwargs.get("column"), condition=condition,
-        needs=frozenset(meta.get("needs", ())) | ({f"{feed}.{kwargs['column']}"} if "column" in kwargs else set()),
-        expectation=expectation,
-    )
-
-
-def _expectation(said: dict[str, Any], where: str) -> Any:
-    gx = _great_expectations()
-    try:
-        (expectation,) = gx.ExpectationSuite(name="one", expectations=[said]).expectations
-    except Exception as error:  # GX raises its own, pydantic's and plain TypeErrors here
-        raise SuiteError(f"{where}: Great Expectations refuses it: {error}") from error
-    for name in ("min_value", "max_value"):  # GX takes dates as well; no rule of ours needs one
-        if not isinstance(getattr(expectation, name, None), int | float | None):
-            raise SuiteError(f"{where}: `{name}` must be a number; received {said['kwargs'][name]!r}.")
-    if not (expectation.expectation_type in _OF_TABLE or hasattr(expectation, "mostly")):
-        raise SuiteError(f"{where}: judges neither single rows nor the table's shape, so no row could be named.")
-    return expectation
-
-
-def _allowed(type_: str, kwargs: Mapping[str, Any], where: str) -> str:
-    """What an expectation allows, in words, for the types whose arguments say it."""
-    if type_ == _NOT_NULL:
-        return "any value, but not none"
-    if type_ == _UNIQUE:
-        return "a value that no other row has"
-    if type_ == "expect_column_values_to_be_in_set":
-        return "one of " + ", ".join(str(value) for value in kwargs["value_set"])
-    if type_ == "expect_column_values_to_be_between":
-        return _range(kwargs)
-    if type_ == "expect_column_value_lengths_to_be_between":
-        return f"a text of {kwargs.get('min_value') or 0:,} to {kwargs['max_value']:,} characters"
-    if type_ == "expect_column_values_to_be_of_type":
-        return f"a column of type {kwargs['type_']}"
-    if type_ == "expect_table_columns_to_match_set":
-        return "the columns " + ", ".join(kwargs["column_set"])
-    raise SuiteError(f"{where}: `meta.allowed` must say in words what {type_} allows; it is missing.")
-
-
-def _range(kwargs: Mapping[str, Any]) -> str:
-    low, high = kwargs.get("min_value"), kwargs.get("max_value")
-    words = []
-    if low is not None:
-        words.append(f"{'more than' if kwargs.get('strict_min') else 'at least'} {low:,}")
-    if high is not None:
-        words.append(f"{'less than' if kwargs.get('strict_max') else 'at most'} {high:,}")
-    return ", ".join(words)
-
-
 def _split(rules: tuple[Rule, ...], feed: Feed, absent: frozenset[str]) -> tuple[list[Rule], list[Rule]]:
     """The rules that this shop's columns allow, and those left out."""
     here = [rule for rule in rules if not rule.needs & absent]
@@ -343,100 +129,130 @@ def _great_expectations() -> Any:
 
 
 @cache
-def _definition() -> Any:
-    """Where frames are handed to Great Expectations: one in a process, since each costs 30 ms to set up."""
+def read_suites(path: Path) -> Suites:
+    """The two suites of an expectation file, read once per process.
+
+    Raises:
+        SuiteError: as `suites_of`.
+    """
+
+    def expectation_of(said: dict[str, Any]) -> Any:
+        (expectation,) = _great_expectations().ExpectationSuite(name="one", expectations=[said]).expectations
+        return expectation
+
+    return suites_of(path, expectation_of)
+
+
+@cache
+def _context() -> Any:
+    """Great Expectations' settings, which are kept in memory: no progress bars."""
     context = _great_expectations().get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-    asset = context.data_sources.add_pandas("landed").add_dataframe_asset("rows")
-    return asset.add_batch_definition_whole_dataframe("all")
+    return context
+
+
+def _validator(frame: pd.DataFrame) -> Any:
+    """Great Expectations' judge of one frame.
+
+    It is handed to the engine, not to a data source as a batch: a batch is hashed twice to tell it from others,
+    which for a million ids takes longer than all rules on them (0.55 s of 1.0 s).
+    """
+    from great_expectations.execution_engine import PandasExecutionEngine
+    from great_expectations.validator.validator import Validator
+
+    engine = PandasExecutionEngine(batch_data_dict={"rows": frame})
+    return Validator(execution_engine=engine, data_context=_context())
 
 
 def _judge_rows(rules: Sequence[Rule], rows: pa.Table) -> list[_Judged]:
     """All row rules in file order; `failed` are row numbers of `rows`.
 
-    Great Expectations hashes every frame twice and, for each rule, filters all its columns anew, which at a million
-    rows costs more than the rules. So each kind of rule gets the smallest frame that answers it. Measured side by
-    side on two busy cores (tests/benchmarks/bench_checks.py, a million events): 2.3 s, against 4.7 s for one frame
-    of all columns, 5.0 s with index columns, and 7.4 s for SUMMARY first and COMPLETE for what failed.
+    For each rule, Great Expectations filters all columns of its frame anew, which at a million rows costs more than
+    the rules. So the rules that read the same columns get a frame of those columns alone, and of that only the
+    different rows: a million events have 6 types and 5,000 prices. Measured side by side on a busy core
+    (tests/benchmarks/bench_checks.py, a million events): 1.1 s, against 2.4 s
+    for four frames that Great Expectations hashes as batches, which found the same rows.
     """
-    kinds: dict[str, list[Rule]] = {"table": [], "key": [], "texts": [], "plain": []}
-    unique = {rule.column for rule in rules if rule.of_uniqueness}
+    groups: dict[tuple[str, ...], list[Rule]] = {}
     for rule in rules:
-        kinds[_kind(rule, rows, unique)].append(rule)
-    plain = {rule.column for rule in kinds["plain"]} | _named_in_conditions(kinds["plain"], rows)
-    found = [
-        *_judge(kinds["table"], rows.slice(0, 0).to_pandas()),
-        *_judge(kinds["key"], rows.select([name for name in rows.column_names if name in unique]).to_pandas()),
-        *_judge_texts(kinds["texts"], rows),
-        *_judge(kinds["plain"], _coded(rows.select([name for name in rows.column_names if name in plain]))),
-    ]
+        groups.setdefault(_columns_read(rule, rows), []).append(rule)
+
+    @cache
+    def coded(name: str) -> pa.DictionaryArray:
+        return rows[name].combine_chunks().dictionary_encode(null_encoding="encode")
+
+    found: list[_Judged] = []
+    for columns, some in groups.items():
+        if not columns:
+            found += _judge(some, rows.slice(0, 0).to_pandas())
+        elif any(rule.of_uniqueness for rule in some):
+            found += _judge(some, rows.select(columns).to_pandas())
+        else:
+            found += _judge_different(some, {name: coded(name) for name in columns})
     judged = {one.rule.name: one for one in found}
     return [judged[rule.name] for rule in rules]
 
 
-def _kind(rule: Rule, rows: pa.Table, unique: set[str | None]) -> str:
+def _columns_read(rule: Rule, rows: pa.Table) -> tuple[str, ...]:
+    """The columns that a rule is answered by, in the table's order; none for a rule on the table's shape."""
     if rule.of_table:
-        return "table"
+        return ()
     if rule.column not in rows.column_names:
         raise SuiteError(f"{rule.name} judges the column {rule.column!r}; the rows have {rows.column_names}.")
-    if rule.condition is None and rule.column in unique:
-        return "key"
-    return "texts" if rule.condition is None and pa.types.is_string(rows.schema.field(rule.column).type) else "plain"
+    read = {rule.column, *re.findall(r"\w+", rule.condition or "")}
+    return tuple(name for name in rows.column_names if name in read)
 
 
-def _named_in_conditions(rules: Sequence[Rule], rows: pa.Table) -> set[str]:
-    words = {word for rule in rules if rule.condition for word in re.findall(r"\w+", rule.condition)}
-    return words & set(rows.column_names)
+def _judge_different(rules: Sequence[Rule], coded: Mapping[str, pa.DictionaryArray]) -> list[_Judged]:
+    """Rules on some columns: each different row of them (null is a value) is judged once, for all that are like it."""
+    chosen, place = _different(coded)
+    frame = pa.table({name: column.dictionary.take(chosen[name]) for name, column in coded.items()}).to_pandas()
+    held = np.bincount(place, minlength=len(frame))  # how many rows are like each
+    return [_of_rows(one, frame, place, held) for one in _judge(rules, frame)]
 
 
-def _coded(rows: pa.Table) -> pd.DataFrame:
-    """As pandas, texts as categories: to hash and to filter them costs what numbers cost."""
-    for number, field in enumerate(rows.schema):
-        if pa.types.is_string(field.type):
-            rows = rows.set_column(number, field.name, rows.column(number).combine_chunks().dictionary_encode())
-    return rows.to_pandas()
+def _different(coded: Mapping[str, pa.DictionaryArray]) -> tuple[dict[str, pa.Array], np.ndarray]:
+    """Of each column the codes of the different rows, `[different]`, and which of these each row is, `[rows]`."""
+    names, columns = list(coded), list(coded.values())
+    if len(columns) == 1:
+        return {names[0]: pa.array(np.arange(len(columns[0].dictionary)))}, columns[0].indices.to_numpy()
+    sizes = [len(column.dictionary) for column in columns]
+    code = np.zeros(len(columns[0]), np.int64)
+    for column, size in zip(columns, sizes, strict=True):
+        code = code * size + column.indices.to_numpy()
+    if math.prod(sizes) <= 4 * len(code) + 1000:  # a table of all that are possible: ten times as quick as sorting
+        there = np.zeros(math.prod(sizes), bool)
+        there[code] = True
+        kinds, place = np.flatnonzero(there), (np.cumsum(there) - 1)[code]
+    else:
+        kinds, place = np.unique(code, return_inverse=True)
+    chosen = {}
+    for name, size in reversed(list(zip(names, sizes, strict=True))):
+        kinds, rest = np.divmod(kinds, max(size, 1))
+        chosen[name] = pa.array(rest)
+    return chosen, place
 
 
-def _judge_texts(rules: Sequence[Rule], rows: pa.Table) -> list[_Judged]:
-    """Rules on texts alone: each distinct text is judged once, and its verdict goes to all rows that hold it.
-
-    The frame has a column of distinct texts (null is one) for each column, filled up with its first to equal length.
-    """
-    if not rules:
-        return []
-    names = list(dict.fromkeys(rule.column for rule in rules))
-    coded = {name: rows[name].combine_chunks().dictionary_encode(null_encoding="encode") for name in names}
-    height = max(len(column.dictionary) for column in coded.values())
-    places = np.arange(height)
-    frame = pa.table({
-        name: column.dictionary.take(pa.array(np.where(places < len(column.dictionary), places, 0)))
-        for name, column in coded.items()
-    } if height else {name: rows[name] for name in names})
-    return [_of_rows(one, coded[one.rule.column]) for one in _judge(rules, frame.to_pandas())]
-
-
-def _of_rows(one: _Judged, coded: pa.DictionaryArray) -> _Judged:
-    """A verdict on distinct texts as one on the rows that hold them."""
-    bad = np.zeros(len(coded.dictionary) + 1, bool)
-    bad[one.failed[one.failed < len(coded.dictionary)]] = True
-    failed = np.flatnonzero(bad[coded.indices.to_numpy()]) if bad.any() else np.zeros(0, np.int64)
-    checked = len(coded) - (0 if one.rule.expectation.expectation_type == _NOT_NULL else _nulls(coded))
-    return replace(one, checked=checked, failed=failed)
-
-
-def _nulls(coded: pa.DictionaryArray) -> int:
-    null = pc.index(pc.is_null(coded.dictionary), True).as_py()
-    return 0 if null < 0 else int(np.count_nonzero(coded.indices.to_numpy() == null))
+def _of_rows(one: _Judged, frame: pd.DataFrame, place: np.ndarray, held: np.ndarray) -> _Judged:
+    """A verdict on different rows as one on all rows."""
+    bad = np.zeros(len(frame), bool)
+    bad[one.failed] = True
+    failed = np.flatnonzero(bad[place]) if bad.any() else np.zeros(0, np.int64)
+    about = frame if one.rule.condition is None else frame.query(one.rule.condition)
+    if one.rule.expectation.expectation_type != NOT_NULL:
+        about = about[about[str(one.rule.column)].notna()]
+    return replace(one, checked=int(held[about.index.to_numpy()].sum()), failed=failed)
 
 
 def _judge(rules: Sequence[Rule], frame: pd.DataFrame) -> list[_Judged]:
     """Great Expectations' verdict on each rule over one frame with the index 0, 1, 2, ..."""
     if not rules:
         return []
-    batch = _definition().get_batch(batch_parameters={"dataframe": frame})
-    suite = _great_expectations().ExpectationSuite(name="rules", expectations=[rule.expectation for rule in rules])
-    result = batch.validate(suite, result_format=_RESULT_FORMAT)
-    by_name = {one.expectation_config.meta["rule"]: one for one in result.results}
+    results = _validator(frame).graph_validate(
+        configurations=[rule.expectation.configuration for rule in rules],
+        runtime_configuration={"result_format": _RESULT_FORMAT},
+    )
+    by_name = {one.expectation_config.meta["rule"]: one for one in results}
     return [_judged(rule, by_name[rule.name], len(frame)) for rule in rules]
 
 

@@ -265,7 +265,7 @@ def test_a_file_that_unpacks_beyond_the_cap_is_refused_as_a_whole(
 
 
 def test_a_parquet_file_of_too_many_rows_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.reading.MAX_FILE_ROWS", 100)
+    monkeypatch.setattr("pipeline.readers.parquet.MAX_FILE_ROWS", 100)
     put(Path(settings.landing), "bomb.parquet", parquet(*[event(1)] * 101))
     ingest(WINDOWS, settings, report=lambda _: None, feeds=["events"])
     assert column(open_lake(settings).arrow("quarantine"), "reason") == ["too_large"]

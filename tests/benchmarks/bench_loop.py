@@ -37,7 +37,7 @@ def measure_freshness(events: int = FRESHNESS_EVENTS) -> dict[str, float]:
     """Seconds from a landed hour of `events` events until the champion alias has moved, under the scheduler.
 
     The shop has two busy days of history (an hour of twenty times the usual volume would be stopped at the door) and
-    the real text encoder. The clock starts with the request to ingest, as the schedule makes it when the hour has ended.
+    the real text encoder. The clock starts with the request to ingest, which the schedule makes when the hour ends.
     """
     night = 0.68  # of the mean: what the first hour of a day brings
     shop = ShopSimulator(

@@ -1,0 +1,118 @@
+"""Parquet: typed columns become the text that a shop would have written, nested values are refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.masking import PERSON_NAME
+from pipeline.readers.gathered import WHOLE_FILE, Gathered, shortened
+from pipeline.unpacking import MAX_FILE_BYTES, MAX_RAW_BYTES
+
+# Lists of equal values pack to almost nothing in Parquet, so rows are limited beside bytes: 16 million of the
+# narrowest rows fill MAX_FILE_BYTES.
+MAX_FILE_ROWS = 16_000_000
+
+
+class Parquet:
+    """The Parquet files of one feed."""
+
+    def __init__(self, into: Gathered) -> None:
+        self.into = into
+
+    def take(self, file: int, content: pa.Buffer) -> None:
+        """One Parquet file, typed or text."""
+        try:
+            parquet = pq.ParquetFile(pa.BufferReader(content))
+            unpacked_bytes = sum(parquet.metadata.row_group(n).total_byte_size for n in range(parquet.num_row_groups))
+        except (pa.ArrowException, OSError) as error:
+            self.into.refusals.add(
+                file,
+                WHOLE_FILE,
+                "unreadable_parquet",
+                shortened(str(error)),
+                bytes(content[:MAX_RAW_BYTES]),
+                content.size,
+            )
+            return
+        rows = parquet.metadata.num_rows
+        if unpacked_bytes > MAX_FILE_BYTES or rows > MAX_FILE_ROWS:
+            allowed = f"allowed: {MAX_FILE_BYTES} bytes, {MAX_FILE_ROWS} rows; land it as several files"
+            detail = f"{unpacked_bytes} bytes unpacked, {rows} rows; {allowed}"
+            self.into.refusals.add(file, WHOLE_FILE, "too_large", detail, None, content.size)
+            return
+        names = parquet.schema_arrow.names
+        problem = self.into.header_problem(file, names)
+        begin = 0
+        for group in range(parquet.num_row_groups):
+            try:
+                table = parquet.read_row_group(
+                    group, columns=None if problem else [name for name in names if name in self.into.feed.raw_names]
+                )
+            except (pa.ArrowException, OSError) as error:
+                detail = f"row group {group + 1} of {parquet.num_row_groups}: {shortened(str(error))}"
+                self.into.refusals.add(file, begin + 1, "truncated_file", detail)
+                return
+            if problem:
+                self._refuse_rows(file, table, begin, problem)
+            else:
+                self._add_typed(file, table, np.arange(begin + 1, begin + len(table) + 1))
+            begin += len(table)
+
+    def _refuse_rows(self, file: int, table: pa.Table, begin: int, problem: tuple[str, str]) -> None:
+        people = [name for name in table.column_names if PERSON_NAME.search(name)]
+        for number, row in enumerate(table.to_pylist(), start=begin + 1):
+            self.into.persons.update(str(row[name]) for name in people if row[name] is not None)
+            self.into.refusals.add(file, number, *problem, json.dumps(row, default=str, ensure_ascii=False))
+
+    def _add_typed(self, file: int, table: pa.Table, numbers: np.ndarray) -> None:
+        columns = {}
+        good = np.ones(len(table), bool)
+        for name in table.column_names:
+            column, readable = _as_text(table[name])
+            columns[name] = column
+            for at in np.flatnonzero(good & ~readable).tolist():
+                self.into.refusals.add(
+                    file,
+                    int(numbers[at]),
+                    "nested_value",
+                    f"{name} is of type {table[name].type}, not one value",
+                    json.dumps(table.slice(at, 1).to_pylist()[0], default=str, ensure_ascii=False),
+                )
+            good &= readable
+        text = pa.table(columns)
+        text = text if good.all() else text.filter(pa.array(good))
+        self.into.add(file, text, numbers[good], np.full(int(good.sum()), -1))
+
+
+def _as_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """A typed column as text, and which rows have a text: nested values and bytes that are no UTF-8 have none."""
+    kind = column.type
+    everyone = np.ones(len(column), bool)
+    if pa.types.is_dictionary(kind):
+        return _as_text(column.cast(kind.value_type))
+    if pa.types.is_nested(kind):
+        return pa.chunked_array([pa.nulls(len(column), pa.string())]), column.is_null().to_numpy()
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return _bytes_as_text(column)
+    if pa.types.is_timestamp(kind):
+        column = column.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.timestamp("us", "UTC"))
+    return column.cast(pa.string()), everyone
+
+
+def _bytes_as_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
+    try:
+        return column.cast(pa.binary()).cast(pa.string()), np.ones(len(column), bool)
+    except pa.ArrowInvalid:
+        values, good = [], []
+        for value in column.to_pylist():
+            try:
+                values.append(None if value is None else value.decode())
+                good.append(True)
+            except UnicodeDecodeError:
+                values.append(None)
+                good.append(False)
+        return pa.chunked_array([pa.array(values, pa.string())]), np.array(good, bool)
