@@ -211,3 +211,9 @@ def test_no_row_is_no_fault() -> None:
     result = clean(EVENTS, land(EVENTS, [WINDOW], "/nowhere").rows, Mask(KEY), 48)
     assert len(result.rows) == len(result.faults) == 0
     assert datetime(2026, 1, 5, 13, tzinfo=UTC) == WINDOW.start
+
+
+@pytest.mark.timeout(20)  # a blink where the patterns are linear, minutes where one is not
+@pytest.mark.parametrize("text", ["x" * 65536, "user" * 16384, "user:" * 13000, "a@" * 32768, "user " + " " * 65000])
+def test_hostile_text_is_masked_in_linear_time(text: str) -> None:
+    assert len(Mask(KEY).text(text)) > 0
