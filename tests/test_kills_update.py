@@ -35,7 +35,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 KILLS = 20
 KILLS_A_TRIAL = 3
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # six minutes here; a busy machine takes twice that
 
 
 def start(settings: Settings) -> subprocess.Popen[str]:
