@@ -11,6 +11,7 @@ From a shell: `python -m pipeline.installation --help`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -28,6 +29,8 @@ from configparser import ConfigParser
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import psutil
 
 from pipeline.settings import REPOSITORY, Settings, read_settings
 
@@ -283,7 +286,8 @@ class Installation:
         python = sys.executable
         commands = {
             # its database's address comes by environment: a process's arguments are for all to read
-            "mlflow": f"{python} -m mlflow server --artifacts-destination {artifacts} --serve-artifacts --workers 1 "
+            "mlflow": f"{python} -m pipeline.installation alone {python} -m mlflow server "
+                      f"--artifacts-destination {artifacts} --serve-artifacts --workers 1 "
                       f"--host 127.0.0.1 --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
             "airflow-scheduler": f"{python} -m airflow scheduler --skip-serve-logs",
@@ -403,6 +407,26 @@ class Installation:
             time.sleep(0.2)
 
 
+def run_alone(home: Path, words: Sequence[str]) -> None:
+    """Becomes the command, once the processes that an earlier run of it left behind are ended.
+
+    A server that was killed leaves its workers: they hold the port, with the database of before, and the server that
+    supervisord starts in its place could never listen. supervisord makes each program the leader of a process group.
+    """
+    path = home / "leaders" / hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                same_group = os.getpgid(process.pid) == int(path.read_text())
+                # a number may be another program's by now
+                if same_group and process.environ().get("EVERGREEN_HOME") == str(home):
+                    process.kill()
+                    process.wait(_STOP_SECONDS)
+    path.write_text(str(os.getpgrp()))
+    os.execvp(words[0], list(words))
+
+
 def _remembered(home: Path) -> dict[str, str]:
     path = home / _REMEMBERED
     return dict(json.loads(path.read_text())) if path.exists() else {}
@@ -462,10 +486,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("status", help="print what runs")
     run = commands.add_parser("exec", help="run a command in the installation's environment")
     run.add_argument("words", nargs=argparse.REMAINDER, help="the command, for example: airflow dags list")
+    alone = commands.add_parser("alone", help="run a server once what a killed run of it left is ended")
+    alone.add_argument("words", nargs=argparse.REMAINDER, help="the command")
     chosen = parser.parse_args(arguments)
     installation = Installation(Path(os.environ.get("EVERGREEN_HOME", REPOSITORY / ".evergreen")))
     console, errors = Console(), Console(stderr=True)
     try:
+        if chosen.command == "alone":
+            run_alone(installation.home, chosen.words)
         if chosen.command == "exec":
             os.execvpe(chosen.words[0], chosen.words, installation.environment)
         if chosen.command == "up":

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
@@ -182,3 +183,10 @@ def test_what_dies_is_started_again(shop: InstalledShop, program: str) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     installation.up(lambda line: None)  # waits until everything answers
+    if program == "mlflow":  # what answers is the new server: the old one's workers held the port
+        listening = {
+            one.pid for one in psutil.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == installation.ports.mlflow
+        }
+        new = psutil.Process(installation.pid_of(program))
+        assert listening <= {new.pid, *(child.pid for child in new.children(recursive=True))}
