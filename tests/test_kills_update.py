@@ -118,13 +118,16 @@ def test_twenty_kills_leave_the_same_end_state_as_none(tmp_path: Path) -> None:
         trial += 1
         # the latest first: a run that goes on from a registered version is shorter than one from the start
         for moment in sorted((moments.pop() for _ in range(min(KILLS_A_TRIAL, len(moments)))), reverse=True):
-            kills += killed(settings, moment)
+            if killed(settings, moment):
+                kills += 1
+            else:  # it had finished, on a machine that was busier when the duration was taken: earlier, in another trial
+                moments.append(0.8 * moment)
         resumed += len(open_registry(settings).versions("recommend")) == 2
         finish(settings)
         seen = state_of(settings)
         differing = {part: (seen[part], wanted[part]) for part in wanted if seen[part] != wanted[part]}
         assert not differing, f"trial {trial}: {differing}"
-    assert kills >= KILLS - 4, "most kills must hit a running process"
+    assert kills == KILLS
     assert resumed >= 1, "some kills must come after the registration"
 
 
