@@ -120,7 +120,7 @@ def test_twenty_kills_leave_the_same_end_state_as_none(tmp_path: Path) -> None:
         for moment in sorted((moments.pop() for _ in range(min(KILLS_A_TRIAL, len(moments)))), reverse=True):
             if killed(settings, moment):
                 kills += 1
-            else:  # it had finished, on a machine that was busier when the duration was taken: earlier, in another trial
+            else:  # it had finished: the machine was busier when the duration was taken; once more, earlier
                 moments.append(0.8 * moment)
         resumed += len(open_registry(settings).versions("recommend")) == 2
         finish(settings)
