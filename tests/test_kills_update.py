@@ -49,13 +49,14 @@ def start(settings: Settings) -> subprocess.Popen[str]:
 
 
 def finish(settings: Settings) -> None:
-    """Lets the process finish; one that ends badly is started again twice, as Airflow's retries do."""
+    """Lets the process finish; one that aborts is started again, as Airflow's retries do. Any error of ours fails."""
     for _ in range(3):
         process = start(settings)
         said, _ = process.communicate(timeout=300)
-        if process.returncode == 0:
-            return
-    raise AssertionError(said[-3000:])
+        if process.returncode != -signal.SIGABRT:
+            break
+        print(f"aborted: {said[-300:]}")  # seen once: "terminate called without an active exception", all work done
+    assert process.returncode == 0, said[-3000:]
 
 
 def killed(settings: Settings, after_seconds: float) -> bool:
