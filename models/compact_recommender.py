@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)
+RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # this and the next two: as in layers.py, which needs TensorFlow
+NEIGHBOUR_HISTORY = 16
+LEAST_SEEN = 1e-6
 
 
 class CompactRecommender:
@@ -34,33 +36,49 @@ class CompactRecommender:
     def logits(
         self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray,
         query_vector: np.ndarray | None = None, has_query: np.ndarray | None = None,
+        trend: np.ndarray | None = None, moment: np.ndarray | None = None,
     ) -> np.ndarray:
         """The logits of all items for each request.
 
         Args:
             index: [batch, length] int, rows of the history's items, 0: no item.
             counts, views, days: [batch, length] float32, as in the network.
-            query_vector: [batch, text_dimension] float32.
+            query_vector: [batch, projected text dimension] float32 (`project`).
             has_query: [batch] bool.
+            trend: [moments, items, spans] float32, the trend at other times than the model's own.
+            moment: [batch] int, which of those.
 
         Returns:
             [batch, items] float32; column 0 belongs to no item.
         """
         arrays = self.arrays
-        wish, copied = self._user(index, counts, views, days)
+        if trend is None or moment is None:
+            trend, moment = arrays["trend"][None], np.zeros(len(index), np.int64)
+        present = (index > 0).astype(np.float32)
+        features = _history_features(counts, views, days, present)
+        wish, own = self._user(index, counts, views, features, present)
+        own_trend = trend[moment[:, None], index]
+        again = self._copied(own, own_trend, features, _user_features(counts, views, present)) * present
+        popularity = trend @ arrays["trend_mix"]
         if query_vector is None or has_query is None or not has_query.any():
             logits = self._products(wish)
-            logits += arrays["popularity"]
+            logits += popularity[moment]
+            gate: np.ndarray = np.ones((len(index), 1), np.float32)
         else:
             searching = has_query.astype(np.float32)[:, None]
             gates = 1.0 + searching * (arrays["search_gates"] - 1.0)
             words = query_vector @ arrays["text_adapter"] @ arrays["query_kernel"]
             logits = self._products(gates[:, 2:] * wish + searching * words)
-            logits += gates[:, :1] * arrays["popularity"]
-            copied = gates[:, 1:2] * copied
+            logits += gates[:, :1] * popularity[moment]
+            gate = gates[:, 1:2]
         if index.size:
-            np.add.at(logits, (np.arange(len(index))[:, None], index), copied)
+            self._add_neighbours(logits, index, features, gate)
+            np.add.at(logits, (np.arange(len(index))[:, None], index), gate * again)
         return logits
+
+    def project(self, query_vectors: np.ndarray) -> np.ndarray:
+        """Text vectors [n, text dimension] in the directions that the model keeps."""
+        return query_vectors @ self.arrays["text_projection"]
 
     def similarities(self, row: int) -> np.ndarray:
         """[items] float32: the cosines of all items' vectors with that of `row`."""
@@ -75,13 +93,10 @@ class CompactRecommender:
         return wish @ self.arrays["items"].T
 
     def _user(
-        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray
+        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, features: np.ndarray, present: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The users' vectors [batch, dimension] and the copy head's logits [batch, length]."""
+        """The users' vectors [batch, dimension] and their items' [batch, length, dimension]."""
         arrays = self.arrays
-        present = (index > 0).astype(np.float32)
-        features = _history_features(counts, views, days, present)
-        user = _user_features(counts, views, present)
         own = arrays["items"][index]
         score = own @ arrays["weigh_item"] + features @ arrays["weigh_features"] - 1e9 * (1.0 - present[..., None])
         if index.shape[1]:
@@ -89,21 +104,44 @@ class CompactRecommender:
         weight = np.exp(score)
         weight *= present[..., None] / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
         pooled = np.matmul(weight.transpose(0, 2, 1), own).reshape(len(index), -1)
-        pooled = np.concatenate([pooled, user], axis=1)
+        pooled = np.concatenate([pooled, _user_features(counts, views, present)], axis=1)
         hidden = _silu(pooled @ arrays["user_hidden_kernel"] + arrays["user_hidden_bias"])
-        wish = pooled @ arrays["user_direct_kernel"] + hidden @ arrays["user_output_kernel"]
-        return wish, self._copied(own, arrays["popularity"][index], features, user) * present
+        return pooled @ arrays["user_direct_kernel"] + hidden @ arrays["user_output_kernel"], own
 
-    def _copied(
-        self, own: np.ndarray, popularity: np.ndarray, features: np.ndarray, user: np.ndarray
-    ) -> np.ndarray:
+    def _copied(self, own: np.ndarray, trend: np.ndarray, features: np.ndarray, user: np.ndarray) -> np.ndarray:
         arrays = self.arrays
         kernel = arrays["copy_hidden_kernel"]
-        known = features.shape[-1]
-        mixed = features @ kernel[:known] + (user @ kernel[known:])[:, None, :]
+        about = np.concatenate([features, trend], axis=-1)
+        known = about.shape[-1]
+        mixed = about @ kernel[:known] + (user @ kernel[known:])[:, None, :]
         hidden = _silu(mixed + arrays["copy_hidden_bias"])
+        popularity = trend @ arrays["trend_mix"]
         logit = features @ arrays["copy_linear"] + arrays["copy_popularity"] * popularity * features[..., 0]
         return logit + own @ arrays["copy_again"] + hidden @ arrays["copy_output_kernel"]
+
+    def _add_neighbours(
+        self, logits: np.ndarray, index: np.ndarray, features: np.ndarray, gate: np.ndarray
+    ) -> None:
+        """Adds, in place, what goes with the newest items of each history; its own items have the copy head."""
+        arrays = self.arrays
+        newest, features = index[:, :NEIGHBOUR_HISTORY], features[:, :NEIGHBOUR_HISTORY]
+        weight = np.exp(np.clip(features @ arrays["neighbour_features"], -8.0, 8.0)) * (newest > 0)[..., None]
+        share = np.maximum(arrays["neighbour_seen"][newest], LEAST_SEEN)[..., None]
+        weight = weight * np.concatenate([1.0 / share, 1.0 / np.sqrt(share)], axis=-1)
+        columns, values = arrays["neighbour_index"][newest], arrays["neighbour_value"][newest]
+        keys = np.arange(len(index))[:, None, None] * len(self.ids) + columns
+        there = columns > 0
+        key, place = np.unique(keys[there], return_inverse=True)
+        owner, column = np.divmod(key, len(self.ids))
+        own_keys = (np.arange(len(index))[:, None] * len(self.ids) + index).ravel()
+        outside = ~np.isin(key, own_keys)
+        total = np.zeros(len(key), np.float32)
+        for norm in range(weight.shape[-1]):
+            score = np.bincount(place, (values * weight[..., norm : norm + 1])[there], len(key)).astype(np.float32)
+            if norm:
+                score /= np.sqrt(np.maximum(arrays["neighbour_seen"][column], LEAST_SEEN))
+            total += arrays["neighbour_gain"][norm] * np.log1p(score * np.exp(-arrays["neighbour_log_scale"][norm]))
+        logits[owner[outside], column[outside]] += (gate[owner, 0] * total)[outside]
 
     def save(self, folder: Path) -> None:
         """Writes `recommender.safetensors`: the arrays, and the ids as UTF-8 with their offsets."""

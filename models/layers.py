@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # a day, a week, a month, a season: the rhythms of buying again
@@ -27,9 +28,13 @@ OWN_ITEM_LOGIT = 2.5
 # ten years is 8.2, times this 0.008, less than log(101 / 100).
 AGE_LOGIT = -0.001
 
-# A popularity logit is this many times a weight that the optimizer moves: with Adam that multiplies its learning
-# rate, so that a trend of the hour shows within an update of a dozen steps of 1e-3 (12 x 1e-3 x 8 = a tenth).
-POPULARITY_PACE = 8.0
+# Popularity is counted with these mean lives (days): the trend of a day, a week, four weeks, a season.
+TREND_DAYS = (1.0, 7.0, 28.0, 91.0)
+
+NEIGHBOUR_NORMS = 2
+NEIGHBOUR_HISTORY = 16  # newest items of the history whose neighbours count
+LEAST_SEEN = 1e-6
+_PLACE = 7  # the column 1 / (1 + place) of history_features
 
 
 def history_features(counts: tf.Tensor, views: tf.Tensor, days: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
@@ -67,48 +72,109 @@ def user_features(counts: tf.Tensor, views: tf.Tensor, present: tf.Tensor) -> tf
 
 
 class ItemTower(keras.layers.Layer):
-    """An item's vector: adapted text + id row (once admitted) + price + category."""
+    """An item's vector: its row (id row once admitted, and its category's) + adapted text + price."""
 
-    def __init__(
-        self, items: int, categories: int, text_dimension: int, dimension: int, seed: int, **kwargs: Any
-    ) -> None:
-        """Takes the capacities of the id tables (rows), and the lengths of a text vector and of an item's."""
+    def __init__(self, text_dimension: int, dimension: int, **kwargs: Any) -> None:
+        """Takes the lengths of a projected text vector and of an item's."""
         super().__init__(**kwargs)
-        self.items, self.categories, self.seed = items, categories, seed
         self.text_dimension, self.dimension = text_dimension, dimension
 
     def build(self, input_shape: Any = None) -> None:
-        """Makes the weights. The text adapter is set to the catalogue's principal directions by the learner."""
+        """Makes the weights: the first `dimension` of the text's principal directions pass as they are."""
         add = self.add_weight
-        dense = keras.initializers.GlorotUniform(seed=self.seed)
-        self.text_adapter = add((self.text_dimension, self.dimension), dense, name="text_adapter")
-        self.id_rows = add((self.items, self.dimension), "zeros", name="id_rows")
-        self.category_rows = add((self.categories, self.dimension), "zeros", name="category_rows")
+        self.text_adapter = add(
+            (self.text_dimension, self.dimension),
+            lambda shape, dtype=None: tf.eye(self.text_dimension, self.dimension), name="text_adapter",
+        )
         self.price_kernel = add((3, self.dimension), "zeros", name="price_kernel")
         super().build(input_shape)
 
-    def call(self, text: tf.Tensor, admitted: tf.Tensor, price: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
-        """The vectors of all items.
+    def call(self, rows: tf.Tensor, text: tf.Tensor, price: tf.Tensor) -> tf.Tensor:
+        """The vectors of some items.
 
         Args:
-            text: [items, text_dimension] float32, unit length or zero.
-            admitted: [items] float32, 1 where the id row counts.
+            rows: [items, dimension] float32, id row (0 where not admitted) + category's row.
+            text: [items, text_dimension] float32, projected.
             price: [items, 3] float32, z-score of the log price, its square, price known.
-            category: [items] int32, 0: unknown.
 
         Returns:
             [items, dimension] float32.
         """
-        known = tf.cast(category > 0, tf.float32)[:, None]
-        vectors = tf.matmul(text, self.text_adapter) + tf.matmul(price, self.price_kernel)
-        return vectors + self.id_rows * admitted[:, None] + tf.gather(self.category_rows, category) * known
+        return rows + tf.matmul(text, self.text_adapter) + tf.matmul(price, self.price_kernel)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            **super().get_config(), "items": self.items, "categories": self.categories,
-            "text_dimension": self.text_dimension, "dimension": self.dimension, "seed": self.seed,
-        }
+        return {**super().get_config(), "text_dimension": self.text_dimension, "dimension": self.dimension}
+
+
+class TrendHead(keras.layers.Layer):
+    """An item's popularity logit: a learnt mix of its log share of the choices of the last day, week, ...
+
+    With the weights adding up to one over two spans the softmax of it *is* the recent share of choices. On Online
+    Retail the trend is worth as much as all else that is known of a repeated item (gradient-boosted trees on the
+    customers' own items: Recall@20 0.291 without, 0.315 with).
+    """
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights: at first the mean of the week's and the four weeks' log share."""
+        start = [0.0, 0.5, 0.5, 0.0]
+        self.mix = self.add_weight((len(TREND_DAYS),), lambda shape, dtype=None: tf.constant(start), name="mix")
+        super().build(input_shape)
+
+    def call(self, trend: tf.Tensor) -> tf.Tensor:
+        """[...] of [..., TREND_DAYS]."""
+        return tf.tensordot(trend, self.mix, 1)
+
+
+class NeighbourHead(keras.layers.Layer):
+    """What is chosen together with the history's items: learnt weights over counted co-occurrences.
+
+    An item-kNN (Sarwar et al., WWW 2001; for sessions Hidasi et al., ICLR 2016's baseline) whose weighting of the
+    history is learnt: exp(features . w), and whose score enters as log1p(score / scale), since a softmax wants the
+    logarithm of a share. Two norms, whose ranks differ: the share among the history item's choices (co / seen_j) and
+    the cosine (co / sqrt(seen_j seen_i)).
+    """
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights: at first the newest items count most, as 1 / place and by age in seasons."""
+        start = np.zeros((HISTORY_FEATURES, NEIGHBOUR_NORMS), np.float32)
+        start[[_PLACE, HISTORY_FEATURES - 1]] = 1.0
+        add = self.add_weight
+        self.weigh_features = add(
+            (HISTORY_FEATURES, NEIGHBOUR_NORMS), lambda shape, dtype=None: tf.constant(start), name="weigh_features"
+        )
+        self.gain = add((NEIGHBOUR_NORMS,), keras.initializers.Constant(0.5), name="gain")
+        # half of the pairs that are known have a share or cosine below 0.02 (Online Retail, DIGINETICA)
+        self.log_scale = add((NEIGHBOUR_NORMS,), keras.initializers.Constant(float(np.log(0.02))), name="log_scale")
+        super().build(input_shape)
+
+    def call(
+        self, entries: tf.Tensor, values: tf.Tensor, seen_from: tf.Tensor, seen_to: tf.Tensor, features: tf.Tensor,
+        present: tf.Tensor,
+    ) -> tf.Tensor:
+        """What is added to the candidates' logits.
+
+        Args:
+            entries: [pairs, 3] int32, the known neighbours among the candidates: of which example, which column, with
+                which item of its history (place).
+            values: [pairs] float32, their co-occurrences, decayed, without the example's own.
+            seen_from: [batch, length] float32, how often each history item was chosen, decayed.
+            seen_to: [columns] float32, the same of the candidates.
+            features: [batch, length, HISTORY_FEATURES] float32.
+            present: [batch, length] float32.
+
+        Returns:
+            [batch, columns] float32.
+        """
+        weight = tf.exp(tf.clip_by_value(tf.tensordot(features, self.weigh_features, 1), -8.0, 8.0))
+        weight *= present[..., None]
+        share = tf.maximum(seen_from, LEAST_SEEN)[..., None]
+        weight = weight * tf.concat([1.0 / share, tf.math.rsqrt(share)], axis=-1)  # [batch, length, norms]
+        added = values[:, None] * tf.gather_nd(weight, tf.gather(entries, [0, 2], axis=1))  # [pairs, norms]
+        shape = (tf.shape(present)[0], tf.shape(seen_to)[0], NEIGHBOUR_NORMS)
+        score = tf.scatter_nd(entries[:, :2], added, shape)
+        norm = tf.stack([tf.ones_like(seen_to), tf.math.rsqrt(tf.maximum(seen_to, LEAST_SEEN))], axis=-1)
+        return tf.tensordot(tf.math.log1p(score * (norm * tf.exp(-self.log_scale))), self.gain, 1)
 
 
 class UserTower(keras.layers.Layer):
@@ -188,19 +254,22 @@ class CopyHead(keras.layers.Layer):
         )
         self.popularity = add((), keras.initializers.Constant(-1.0), name="popularity")
         self.again = add((self.dimension,), "zeros", name="again")
-        self.hidden_kernel = add((HISTORY_FEATURES + USER_FEATURES, self.hidden), dense, name="hidden_kernel")
+        known = HISTORY_FEATURES + len(TREND_DAYS)
+        self.hidden_kernel = add((known + USER_FEATURES, self.hidden), dense, name="hidden_kernel")
         self.hidden_bias = add((self.hidden,), "zeros", name="hidden_bias")
         self.output_kernel = add((self.hidden,), "zeros", name="output_kernel")
         super().build(input_shape)
 
     def call(
-        self, items: tf.Tensor, popularity: tf.Tensor, features: tf.Tensor, user: tf.Tensor, present: tf.Tensor
+        self, items: tf.Tensor, popularity: tf.Tensor, trend: tf.Tensor, features: tf.Tensor, user: tf.Tensor,
+        present: tf.Tensor,
     ) -> tf.Tensor:
         """What is added to the logits of the history's items.
 
         Args:
             items: [batch, length, dimension] float32.
             popularity: [batch, length] float32, the items' popularity logits.
+            trend: [batch, length, TREND_DAYS] float32, what they are made of.
             features: [batch, length, HISTORY_FEATURES] float32.
             user: [batch, USER_FEATURES] float32.
             present: [batch, length] float32.
@@ -208,8 +277,10 @@ class CopyHead(keras.layers.Layer):
         Returns:
             [batch, length] float32, 0 where there is no item.
         """
-        split = self.hidden_kernel[:HISTORY_FEATURES], self.hidden_kernel[HISTORY_FEATURES:]
-        mixed = tf.tensordot(features, split[0], 1) + tf.matmul(user, split[1])[:, None, :]
+        known = HISTORY_FEATURES + len(TREND_DAYS)
+        about = tf.concat([features, trend * present[..., None]], axis=-1)
+        mixed = tf.tensordot(about, self.hidden_kernel[:known], 1)
+        mixed += tf.matmul(user, self.hidden_kernel[known:])[:, None, :]
         hidden = tf.nn.silu(mixed + self.hidden_bias)
         logit = tf.tensordot(features, self.linear, 1) + self.popularity * popularity * features[..., 0]
         logit += tf.tensordot(items, self.again, 1) + tf.tensordot(hidden, self.output_kernel, 1)

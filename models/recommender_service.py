@@ -123,7 +123,7 @@ class RecommenderService:
         return np.array([newest], np.int64), bought, np.zeros_like(bought), days_ago
 
     def _query_vector(self, query: str) -> np.ndarray:
-        return self._text_encoder().embed([query])
+        return self._recommender.project(self._text_encoder().embed([query]))
 
 
 class RecommenderModel(PythonModel):

@@ -24,7 +24,9 @@ _CELLS_AT_ONCE = 2**22
 
 
 def recall_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
-    """The share of an example's targets that are among its first `k` ranked items.
+    """The share of an example's targets, or of `k` where it has more, that are among its first `k` ranked items.
+
+    With that denominator a basket of fifty items can be answered in full, as in Mult-VAE (Liang et al., WWW 2018).
 
     Args:
         ranked: [n, at least k] int, distinct item numbers, best first; negative where there is none.
@@ -36,7 +38,7 @@ def recall_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
         [n] float64 in 0..1; nan for an example without a target.
     """
     hits = _hits(ranked, targets, k).sum(axis=1)
-    return _ratio(hits.astype(np.float64), _target_counts(targets).astype(np.float64))
+    return _ratio(hits.astype(np.float64), np.minimum(_target_counts(targets), k).astype(np.float64))
 
 
 def ndcg_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from pipeline.cleaning import FAULTS_SCHEMA, clean
 from pipeline.copies import first_copies, usable_copies
 from pipeline.facts import UsualRows, unknown_items, window_facts
-from pipeline.lake import Lake, Published, open_lake
+from pipeline.forgetting import Forgotten
+from pipeline.lake import Lake, Published, deleted_rows, open_lake
 from pipeline.landing import Landed, LandingZone, land, quarantined
 from pipeline.masking import Mask
 from pipeline.schema import FEEDS, TIME, WINDOWS_SCHEMA, Feed
@@ -175,6 +176,7 @@ class _Door:
         rows, faults = self._cleaned(landed, mask)
         facts, rows, copies, checked, breaches = self._checked(windows, landed, rows, faults)
         quarantine = quarantined(self.feed, landed, pa.concat_tables([faults, breaches]), mask)
+        rows, copies, quarantine = self._without_forgotten(rows, copies, quarantine)
         page = write_page(
             self.feed.name, windows, checked.results, _counts(facts, rows, quarantine, copies), self.settings.reports
         )
@@ -226,6 +228,18 @@ class _Door:
             _without(firsts, checked), copies, self.feed, lambda some: _breaches(some, verdict(some, of_copies=True))
         )
         return facts, good, copies, checked, pa.concat_tables([_breaches(firsts, checked), more])
+
+    def _without_forgotten(
+        self, rows: pa.Table, copies: pa.Table, quarantine: pa.Table
+    ) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """What remains of rows that were found good, after those of users and items that are to be forgotten."""
+        forgotten = Forgotten.of(self.lake)
+        if forgotten.empty:
+            return rows, copies, quarantine
+        of_rows, of_copies = forgotten.among(rows), forgotten.among(copies)
+        deleted = pa.concat_tables([rows.filter(of_rows), copies.filter(of_copies)])
+        quarantine = pa.concat_tables([forgotten.blanked(quarantine), deleted_rows(self.feed, deleted)])
+        return rows.filter(pc.invert(of_rows)), copies.filter(pc.invert(of_copies)), quarantine
 
     def _catalogue(self) -> pa.Table | None:
         """The catalogue's items with their prices over time, for the events."""

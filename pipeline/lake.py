@@ -29,6 +29,8 @@ from pipeline.difference import Plan, difference, miscounted, net_changes, same_
 from pipeline.locking import Locks, locks_of
 from pipeline.schema import (
     DECISIONS_SCHEMA,
+    DELETED,
+    DELETIONS_SCHEMA,
     FEEDS,
     QUALITY_SCHEMA,
     QUARANTINE_SCHEMA,
@@ -127,6 +129,10 @@ class Lake:
         return self.dataset(table, version).to_table(
             columns=list(columns) if columns is not None else None, filter=filter
         )
+
+    def files(self, table: str, version: int) -> pa.Table:
+        """The files of `table` at `version` with their partitions and row counts (Delta's add actions, flattened)."""
+        return pa.table(self._open(table, version).get_add_actions(flatten=True))
 
     def changes(self, table: str, after_version: int, to_version: int) -> pa.Table:
         """The net change of a feed's table over the versions `(after_version, to_version]`.
@@ -234,6 +240,55 @@ class Lake:
         self._create(table, rows.schema)
         write_deltalake(self._open(table), rows, mode="append", storage_options=self._storage)
         return self.version(table)
+
+    def delete(self, feed: Feed, column: str, identifier: str) -> None:
+        """Deletes all rows of a feed whose `column` is `identifier`, also those that count as duplicates.
+
+        Each table in one transaction. In the quarantine a deleted row keeps its place and nothing else, as a backfill
+        of its window would leave it, so that the window log still adds up. A killed call is made again.
+        """
+        with self._locks(f"publish-{feed.name}"):
+            chosen, where = text_field(column) == identifier, f"{column} = {_sql_text(identifier)}"
+            tables = [name for name in (feed.name, f"duplicates_{feed.name}") if self.version(name) >= 0]
+            for name in tables:
+                self._quarantine_deleted(feed, self.arrow(name, columns=feed.table_schema.names, filter=chosen))
+            for name in tables:
+                self._open(name).delete(where)
+            if column == "user_id" and self.version("quarantine") >= 0:
+                self._open("quarantine").update(
+                    {"raw": "CAST(NULL AS STRING)", "detail": "CAST(NULL AS STRING)"},
+                    predicate=f"feed = '{feed.name}' AND contains(raw, {_sql_text(identifier)})",
+                )
+            with self._locks("publish-windows"):
+                self._recount_deleted(feed)
+
+    def _quarantine_deleted(self, feed: Feed, rows: pa.Table) -> None:
+        places = ["feed", "landed_window", "source_file", "source_row"]
+        deleted = deleted_rows(feed, rows)
+        if self.version("quarantine") >= 0:
+            held = self.arrow("quarantine", columns=places, filter=text_field("reason") == DELETED)
+            deleted = deleted.join(held, places, join_type="left anti").select(QUARANTINE_SCHEMA.names)
+        if len(deleted):
+            self.append("quarantine", deleted.cast(QUARANTINE_SCHEMA))
+
+    def _recount_deleted(self, feed: Feed) -> None:
+        """Counts the windows anew in the log that have lost rows to a deletion."""
+        if min(self.version("quarantine"), self.version("windows")) < 0:
+            return
+        of_feed = text_field("feed") == feed.name
+        lost = self.arrow("quarantine", columns=["landed_date"], filter=of_feed & (text_field("reason") == DELETED))
+        days = ds.field("landed_date").isin(pc.unique(lost["landed_date"]))
+        log = self.arrow("windows", columns=WINDOWS_SCHEMA.names, filter=of_feed & days)
+        refused = self.arrow("quarantine", columns=["landed_window"], filter=of_feed & days)
+        counts = refused.group_by("landed_window").aggregate([([], "count_all")]).to_pydict()
+        quarantined = dict(zip(counts["landed_window"], counts["count_all"], strict=True))
+        at = log.schema.get_field_index("quarantined")
+        counted = [quarantined.get(window, 0) for window in log["landed_window"].to_pylist()]
+        log = log.set_column(at, WINDOWS_SCHEMA.field("quarantined"), pa.array(counted, pa.int64()))
+        wrong = miscounted(self.arrow(feed.name, columns=_COUNTED, filter=days), log, feed)
+        if len(wrong):
+            changed = {name: f"s.{name}" for name in ("published", "quarantined", "duplicates", "late")}
+            self._merge_log(wrong).when_matched_update(changed).execute()
 
     def compact(self, table: str, before: date) -> None:
         """Puts the small files of the days before `before` together; contents and change feed stay."""
@@ -355,6 +410,17 @@ class Snapshot:
         connection.con.register(table, self.dataset(table))
         return connection.table(table)
 
+    def rows_by_day(self, table: str) -> pa.Table:
+        """`landed_date`, `count_all`: rows of each day that has some, from the table's log; no file is opened."""
+        version = self.versions[table]
+        if version < 0:
+            return pa.table({"landed_date": pa.array([], pa.date32()), "count_all": pa.array([], pa.int64())})
+        files = self.lake.files(table, version)
+        counted = files.select(["partition.landed_date", "num_records"]).rename_columns(["landed_date", "count_all"])
+        days = counted.group_by("landed_date").aggregate([("count_all", "sum")])
+        days = days.rename_columns(["landed_date", "count_all"])
+        return days.filter(pc.greater(days["count_all"], 0)).sort_by([("landed_date", "ascending")])
+
     def rows_from(
         self, table: str, since: datetime, until: datetime | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
@@ -393,11 +459,35 @@ def _late(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.less(rows["hour"], rows["landed_window"]))
 
 
+def text_field(name: str) -> ds.Expression:
+    """A text column for filters.
+
+    Files that MERGE, DELETE and UPDATE have written hold `string_view`, which Arrow compares with no text ("no kernel
+    matching input types (string, string_view)"; deltalake 1.6.6, pyarrow 25.0.1).
+    """
+    return ds.field(name).cast(pa.string())
+
+
+def deleted_rows(feed: Feed, rows: pa.Table) -> pa.Table:
+    """QUARANTINE_SCHEMA of rows of a feed's table that had to be forgotten: where they were, and nothing of them."""
+    count = len(rows)
+    return pa.table({
+        "feed": pa.array([feed.name] * count, pa.string()),
+        **{name: rows[name] for name in ("landed_window", "landed_date", "source_file", "source_row")},
+        "reason": pa.array([DELETED] * count, pa.string()), "detail": pa.nulls(count, pa.string()),
+        "raw": pa.nulls(count, pa.string()), "raw_bytes": pa.array([0] * count, pa.int64()),
+    }).cast(QUARANTINE_SCHEMA)
+
+
+def _sql_text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _schema_of(table: str) -> pa.Schema:
     """The schema of a table that need not exist yet."""
     schemas: dict[str, Any] = {
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
-        "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA,
+        "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,
     }
     for feed in FEEDS.values():
         schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema

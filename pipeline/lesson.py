@@ -7,18 +7,17 @@ and how each row of the table is accounted for.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from pipeline.checkpoint import Ledger, RowCounts
 from pipeline.examples import TRAIN, judging_examples, learnable, parts, span_for, without_windows
-from pipeline.lake import Snapshot
+from pipeline.lake import Snapshot, text_field
 from pipeline.replay import replayed_examples
 from pipeline.schema import FEEDS, TIME
 from pipeline.tasks.contract import Examples, Task, together
@@ -54,12 +53,13 @@ class Lesson:
 
     @property
     def train(self) -> Examples:
-        """New and replayed examples."""
-        return together(self.new, self.replayed)
+        """New and replayed examples, marked."""
+        return together(self.new.marked(replayed=False), self.replayed.marked(replayed=True))
 
 
 def lesson_of_change(
-    task: Task, tables: Snapshot, parent: int, ledger: Ledger, start: int, seed: int
+    task: Task, tables: Snapshot, parent: int, ledger: Ledger, start: int, seed: int,
+    losses: Callable[[Examples], np.ndarray] | None = None,
 ) -> Lesson:
     """What the tables gained or lost since the checkpoint of version `parent`, whose ledger is given.
 
@@ -71,6 +71,7 @@ def lesson_of_change(
         start: learn the task's table from after this version on; changes between the ledger's version and
             this one were refused for good and are set aside.
         seed: of the replay.
+        losses: the champion's loss on each of some examples that it has learnt; only replay by loss asks for it.
     """
     table, known, now = task.table, ledger.versions[task.table], tables.versions[task.table]
     refused = _Change(table, tables.lake.changes(table, known, start))
@@ -94,7 +95,9 @@ def lesson_of_change(
     schedule = task.update_schedule
     wanted = max(int(schedule.replay_ratio * (len(new) + len(joined))), schedule.least_replayed)
     generator = np.random.default_rng([seed, parent, max(now, 0)])
-    replayed = replayed_examples(task, tables, ledger.joined_until, aside, keys, wanted, generator)
+    replayed = replayed_examples(
+        task, tables, ledger.joined_until, aside, keys, wanted, generator, schedule.methods, losses
+    )
     tune, gate = judging_examples(task, tables, boundary, aside)
     own = RowCounts(
         inserted=change.inserted + refused.inserted, updated=change.updated + refused.updated,
@@ -198,5 +201,5 @@ def _returned(task: Task, tables: Snapshot, ledger: Ledger, change: _Change) -> 
         came = _Change(task.table, tables.lake.changes(task.table, *span)).came
         keys.update(came.filter(pc.is_in(came["landed_window"], value_set=windows))[key].to_pylist())
     keys -= set(change.came[key].to_pylist())
-    rows = tables.arrow(task.table, change.came.column_names, ds.field(key).isin(pa.array(sorted(keys), pa.string())))
+    rows = tables.arrow(task.table, change.came.column_names, text_field(key).isin(pa.array(sorted(keys), pa.string())))
     return rows.sort_by([(key, "ascending")])

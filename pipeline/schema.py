@@ -169,6 +169,21 @@ QUALITY_SCHEMA = pa.schema(
     ]
 )
 
+DELETED = "deleted_on_request"  # the quarantine's reason for rows of a user or an item that the lake had to forget
+
+DELETIONS_SCHEMA = pa.schema(  # append-only: who and what had to be forgotten; ingest lets none of it in again
+    [
+        pa.field("asked_at", TIME, nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # user item
+        pa.field("id", pa.string(), nullable=False),  # a user's masked
+        pa.field("feed", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),  # of the feed's table that were deleted
+        pa.field("first_window", TIME),  # the oldest landed window that had some
+        pa.field("version_before", pa.int64(), nullable=False),  # the table's newest version that has them
+        pa.field("who", pa.string(), nullable=False),
+    ]
+)
+
 TEXT_VECTORS_SCHEMA = pa.schema(  # append-only: each text is embedded once per encoder
     [
         pa.field("encoder", pa.string(), nullable=False),  # identity of weights, tokenizer and pooling

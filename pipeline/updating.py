@@ -86,16 +86,17 @@ def update(
 
 def retrain(
     task_name: str, settings: Settings, decided_at: datetime, reason: str, days: int | None = None,
-    report: Report = print,
+    report: Report = print, versions: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Trains from the base over the whole history (or its newest `days`), through the same gate.
 
-    Without a champion this makes the first one. Returns what `update` does.
+    Without a champion this makes the first one. `versions` (table -> version) are those of the tables that are read;
+    None: the newest. Returns what `update` does.
     """
     with locks_of(settings.home, settings.lock_url)(f"learn-{task_name}"):
         job = _Job.open(task_name, settings, report)
         champion = job.registry.champion(task_name)
-        versions = _versions(job.task, job.lake)
+        versions = dict(versions or _versions(job.task, job.lake))
         done = job.unfinished_retrain(champion, versions, days)
         return job.retrain(champion, versions, days, reason, decided_at) if done is None else done
 
@@ -188,7 +189,10 @@ class _Job:
 
         parent, learner = self._learner_of(champion)
         tables = Snapshot(self.lake, versions)
-        lesson = lesson_of_change(self.task, tables, champion, parent, start, self.settings.seed)
+        lesson = lesson_of_change(
+            self.task, tables, champion, parent, start, self.settings.seed,
+            losses=lambda old: learner.losses(old, self.task.update_schedule.batch_size, learnt=True),
+        )
         self.report(
             f"update from version {champion}: {len(lesson.arrived)} examples arrived, {len(lesson.new)} are learnt "
             f"beside {len(lesson.replayed)} replayed; {len(lesson.tune)} tune, {len(lesson.gate)} judge"

@@ -42,6 +42,16 @@ class Vocabulary:
         """[size] bool: seen often enough for a row of its own."""
         return self.sightings >= ADMISSION_SIGHTINGS
 
+    def admitted_of(self, indices: np.ndarray) -> np.ndarray:
+        """[n] bool: the same for some indices."""
+        return self.sightings[indices] >= ADMISSION_SIGHTINGS
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Drops all ids but those at `kept` ([m] int, 0 first); they move up in that order."""
+        self._ids = [self._ids[place] for place in kept]
+        self._index = {identifier: place for place, identifier in enumerate(self._ids) if place}
+        self.sightings = self.sightings[kept]
+
     def index_of(self, identifier: str | None) -> int:
         """The id's index; 0 if it is unknown."""
         return self._index.get(identifier, 0) if identifier is not None else 0

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from pipeline.alerts import raise_alert, settle_alert
+from pipeline.forgetting import learnt_from_deleted
 from pipeline.lake import Lake, open_lake
 from pipeline.registry import Registry, open_registry
 from pipeline.report import WindowLine, newest_window, pooled, window_lines
@@ -32,6 +33,8 @@ MOST_HOURS_BEHIND = 6
 
 # The gate errs in one of twenty; six refusals in a row are no chance (0.05 ** 6) and no single bad hour.
 MOST_REFUSALS_IN_A_ROW = 6
+
+_ASK_FOR_RETRAIN = ("below-baseline", "forgotten")
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,11 @@ def watch(settings: Settings) -> dict[str, Any]:
     healths = [task_health(lake, registry, task) for task in settings.tasks]
     retrain = {}
     for health in healths:
-        for name in ("no-champion", "behind", "refused", "below-baseline"):
+        for name in ("no-champion", "behind", "refused", *_ASK_FOR_RETRAIN):
             condition = f"{name}-{health.task}"
             if name not in health.conditions:
                 settle_alert(settings, condition)
-            elif raise_alert(settings, condition, health.conditions[name]) and name == "below-baseline":
+            elif raise_alert(settings, condition, health.conditions[name]) and name in _ASK_FOR_RETRAIN:
                 retrain[health.task] = health.conditions[name]
     page = write_health_page(healths, quarantine_counts(lake), settings)
     sentences = [sentence for health in healths for sentence in health.conditions.values()]
@@ -104,9 +107,14 @@ def task_health(lake: Lake, registry: Registry, task: str) -> TaskHealth:
         task, champion, registry.previous(task), knows, landed, lines, tuple(decisions[:10]), {}, None
     )
     conditions = _conditions(health, decisions)
+    if champion is not None and learnt_from_deleted(lake, registry, task, table, champion):
+        conditions["forgotten"] = (
+            f"{task}: version {champion} may have learnt from rows that were deleted on request since: a full retrain "
+            "is due, whose model is without them."
+        )
     return TaskHealth(
         task, champion, health.previous, knows, landed, lines, health.decisions, conditions,
-        conditions.get("below-baseline"),
+        next((conditions[name] for name in _ASK_FOR_RETRAIN if name in conditions), None),
     )
 
 

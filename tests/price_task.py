@@ -6,7 +6,7 @@ It shares nothing with `recommend` but the contract, so what the mechanism does 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.lake import Lake, Snapshot
-from pipeline.tasks.contract import Examples, GateRules, Package, Schedule, Scores, State
+from pipeline.tasks.contract import Examples, GateRules, Methods, Package, Schedule, Scores, State
 
 SCALE = 3.0  # a price that is off by so much is worth 1 / e
 
@@ -40,6 +40,9 @@ class PriceLearner:
         self.momentum = np.append(self.momentum, np.zeros(len(new)))
         return {"items_new": len(new)}
 
+    def use(self, methods: Methods, train: Examples) -> None:
+        """Has only those of fine_tune itself."""
+
     def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Any]:
         rows, prices = self._rows(examples), examples.table["price"].to_numpy()
         order = generator.permutation(len(rows))
@@ -58,6 +61,12 @@ class PriceLearner:
 
     def loss(self, examples: Examples, batch_size: int) -> float:
         return float(np.abs(self._errors(examples)).mean()) if len(examples) else 0.0
+
+    def losses(self, examples: Examples, batch_size: int, *, learnt: bool) -> np.ndarray:
+        return np.abs(self._errors(examples))
+
+    def weights(self) -> Collection[str]:
+        return ("prices",)
 
     def score(self, examples: Examples) -> Scores:
         return scores_of(examples, self._errors(examples))

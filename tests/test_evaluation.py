@@ -25,7 +25,7 @@ TARGETS = np.array([[3, 9, 8, -1], [1, -1, -1, -1], [-2, 4, -1, -1], [-2, -1, -1
 
 def test_recall_counts_targets_among_the_first_k() -> None:
     np.testing.assert_allclose(recall_at_k(RANKED, TARGETS, 3), [2 / 3, 1, 1 / 2, 0])
-    np.testing.assert_allclose(recall_at_k(RANKED, TARGETS, 2), [1 / 3, 1, 1 / 2, 0])
+    np.testing.assert_allclose(recall_at_k(RANKED, TARGETS, 2), [1 / 2, 1, 1 / 2, 0])
 
 
 def test_ndcg_discounts_by_place_and_divides_by_the_best_possible() -> None:

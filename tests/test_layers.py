@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.layers import CopyHead, ItemTower, UserTower, history_features, user_features
+from models.layers import (
+    HISTORY_FEATURES,
+    TREND_DAYS,
+    USER_FEATURES,
+    CopyHead,
+    ItemTower,
+    NeighbourHead,
+    TrendHead,
+    UserTower,
+    history_features,
+    user_features,
+)
 
 
 def test_history_features_say_how_often_how_lately_and_in_which_place() -> None:
@@ -23,20 +34,81 @@ def test_user_features_tell_an_empty_history_from_a_full_one() -> None:
     np.testing.assert_allclose(features, [[1, np.log(3), np.log(4), 0], [0, 0, 0, 0]], rtol=1e-6)
 
 
-def test_an_item_that_is_not_admitted_has_the_vector_of_its_text_alone() -> None:
-    tower = ItemTower(2, 1, 2, 2, seed=0)
+def test_an_untrained_item_is_its_row_and_the_first_directions_of_its_text() -> None:
+    tower = ItemTower(3, 2)
     tower.build()
-    tower.text_adapter.assign(np.eye(2))
-    tower.id_rows.assign([[5.0, 5.0], [5.0, 5.0]])
-    text = tf.constant([[1.0, 0.0], [0.0, 1.0]])
-    vectors = tower(text, admitted=tf.constant([0.0, 1.0]), price=tf.zeros((2, 3)), category=tf.constant([0, 0]))
-    np.testing.assert_array_equal(vectors, [[1.0, 0.0], [5.0, 6.0]])
+    rows, text = tf.constant([[0.0, 0.0], [5.0, 5.0]]), tf.constant([[1.0, 2.0, 9.0], [0.0, 1.0, 9.0]])
+    vectors = tower(rows, text=text, price=tf.ones((2, 3)))
+    np.testing.assert_array_equal(vectors, [[1.0, 2.0], [5.0, 6.0]])
+
+
+def test_an_items_price_moves_it_along_a_learnt_direction() -> None:
+    tower = ItemTower(2, 2)
+    tower.build()
+    tower.price_kernel.assign([[1.0, 0.0], [0.0, 2.0], [0.0, 10.0]])
+    vectors = tower(tf.zeros((1, 2)), text=tf.zeros((1, 2)), price=tf.constant([[-0.5, 0.25, 1.0]]))
+    np.testing.assert_array_equal(vectors, [[-0.5, 10.5]])
+
+
+def test_an_untrained_trend_of_all_spans_alike_is_the_popularity_itself() -> None:
+    head = TrendHead()
+    head.build()
+    popularity = head(tf.constant([[-3.0], [1.5]]) * tf.ones((1, len(TREND_DAYS))))
+    np.testing.assert_allclose(popularity, [-3.0, 1.5], rtol=1e-6)
+
+
+def neighbour_head(gain: tuple[float, float], log_scale: tuple[float, float] = (0.0, 0.0)) -> NeighbourHead:
+    """One that weighs all items of a history alike."""
+    head = NeighbourHead()
+    head.build()
+    head.weigh_features.assign(tf.zeros_like(head.weigh_features))
+    head.gain.assign(gain)
+    head.log_scale.assign(log_scale)
+    return head
+
+
+@pytest.mark.parametrize(("gain", "expected"), [
+    ((1.0, 0.0), [0.0, np.log(1 + 2 / 4), np.log(1 + 1 / 4 + 3 / 9), 0.0]),  # shares of the history item's choices
+    ((0.0, 2.0), [0.0, 2 * np.log(1 + 2 / 2 / 4), 2 * np.log(1 + (1 / 2 + 3 / 3) / 5), 0.0]),  # cosines
+], ids=["share", "cosine"])
+def test_neighbours_of_a_history_add_up_by_hand(gain: tuple[float, float], expected: list[float]) -> None:
+    given = {
+        # the first item of the second history goes with the columns 1 (twice) and 2, the second with 2 (three times)
+        "entries": tf.constant([[1, 1, 0], [1, 2, 0], [1, 2, 1], [1, 3, 2]]), "values": tf.constant([2.0, 1, 3, 7]),
+        "seen_from": tf.constant([[1.0, 1.0, 1.0], [4.0, 9.0, 1.0]]), "seen_to": tf.constant([0.0, 16.0, 25.0, 36.0]),
+        "features": tf.ones((2, 3, HISTORY_FEATURES)), "present": tf.constant([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]),
+    }
+    np.testing.assert_allclose(neighbour_head(gain)(**given), [np.zeros(4), expected], rtol=1e-6)
+
+
+def test_of_neighbours_a_smaller_scale_makes_more() -> None:
+    given = {
+        "entries": tf.constant([[0, 1, 0]]), "values": tf.constant([2.0]), "seen_from": tf.constant([[4.0]]),
+        "seen_to": tf.constant([0.0, 1.0]), "features": tf.ones((1, 1, HISTORY_FEATURES)), "present": tf.ones((1, 1)),
+    }
+    logits = neighbour_head((1.0, 0.0), (float(np.log(0.1)), 0.0))(**given)
+    np.testing.assert_allclose(logits, [[0.0, np.log(1 + 0.5 / 0.1)]], rtol=1e-6)
+
+
+def test_an_untrained_neighbour_head_listens_most_to_the_newest_item() -> None:
+    head = NeighbourHead()
+    head.build()
+    present = tf.ones((1, 2))
+    features = history_features(present, tf.zeros((1, 2)), tf.constant([[1.0, 50.0]]), present)
+    logits = head(
+        tf.constant([[0, 1, 0], [0, 2, 1]]), values=tf.ones(2), seen_from=4 * present, seen_to=4 * tf.ones(3),
+        features=features, present=present,
+    ).numpy()[0]
+    assert logits[1] > logits[2] > logits[0] == 0.0
 
 
 def test_an_untrained_user_wants_nothing_in_particular() -> None:
     tower = UserTower(4, 2, 8, 0.1, seed=3)
     tower.build()
-    wish = tower(tf.ones((1, 3, 4)), features=tf.ones((1, 3, 12)), user=tf.ones((1, 4)), present=tf.ones((1, 3)))
+    wish = tower(
+        tf.ones((1, 3, 4)), features=tf.ones((1, 3, HISTORY_FEATURES)), user=tf.ones((1, USER_FEATURES)),
+        present=tf.ones((1, 3)),
+    )
     np.testing.assert_array_equal(wish, np.zeros((1, 4)))
 
 
@@ -45,7 +117,8 @@ def test_padding_does_not_change_a_users_vector() -> None:
     tower.build()
     tower.direct_kernel.assign(np.random.default_rng(0).normal(size=tower.direct_kernel.shape))
     items = np.random.default_rng(1).normal(size=(1, 5, 4)).astype(np.float32)
-    features, user, present = np.ones((1, 5, 12), np.float32), np.ones((1, 4), np.float32), np.ones((1, 5), np.float32)
+    features, user = np.ones((1, 5, HISTORY_FEATURES), np.float32), np.ones((1, USER_FEATURES), np.float32)
+    present = np.ones((1, 5), np.float32)
     present[0, 3:] = 0
     padded = tower(items, features=features, user=user, present=present)
     bare = tower(items[:, :3], features=features[:, :3], user=user, present=present[:, :3])
@@ -58,13 +131,37 @@ def test_an_untrained_copy_head_undoes_popularity_and_puts_in_the_share_of_purch
     present = tf.ones((1, 2))
     features = history_features(tf.constant([[3.0, 1.0]]), tf.zeros((1, 2)), tf.zeros((1, 2)), present)
     popularity = tf.constant([[-2.0, -5.0]])
-    copied = head(tf.zeros((1, 2, 2)), popularity=popularity, features=features, user=tf.zeros((1, 4)), present=present)
+    copied = head(
+        tf.zeros((1, 2, 2)), popularity=popularity, trend=tf.ones((1, 2, len(TREND_DAYS))), features=features,
+        user=tf.zeros((1, USER_FEATURES)), present=present,
+    )
     expected = [[2.5 + np.log(3 / 4) + 2, 2.5 + np.log(1 / 4) + 5]]
     np.testing.assert_allclose(copied, expected, rtol=1e-6)
 
 
+def test_what_is_copied_to_an_item_depends_on_its_trend_once_learnt() -> None:
+    head = CopyHead(2, 4, seed=0)
+    head.build()
+    present = tf.constant([[1.0, 0.0]])
+    features = history_features(*([tf.ones((1, 2))] * 3), present)
+
+    def copied(trend: float) -> np.ndarray:
+        return head(
+            tf.zeros((1, 2, 2)), popularity=tf.zeros((1, 2)), trend=trend * tf.ones((1, 2, len(TREND_DAYS))),
+            features=features, user=tf.zeros((1, USER_FEATURES)), present=present,
+        ).numpy()[0]
+
+    np.testing.assert_array_equal(copied(1.0), copied(-2.0))
+    head.output_kernel.assign([1.0, 2.0, 3.0, 4.0])
+    difference = copied(1.0) - copied(-2.0)
+    assert abs(difference[0]) > 0.1
+    assert difference[1] == 0.0  # nobody's place
+
+
 @pytest.mark.parametrize("layer", [
-    ItemTower(4, 2, 3, 2, seed=0, name="items"),
+    ItemTower(3, 2, name="items"),
+    TrendHead(name="trend"),
+    NeighbourHead(name="neighbours"),
     UserTower(2, 2, 4, 0.1, seed=1, name="user"),
     CopyHead(2, 4, seed=1, name="copy"),
 ])

@@ -17,7 +17,8 @@ from models.recommender_service import RecommenderModel, RecommenderService
 from models.text_encoder import load_text_encoder
 from pipeline.tasks.contract import Package
 from pipeline.tasks.recommend_learner import RecommenderLearner
-from tests.test_recommend_learner import examples, moment
+from tests.benchmarks.bench_recommend import random_recommender
+from tests.test_recommend_learner import examples, moment, network_logits
 
 TITLES = {"mug": "red mug", "cup": "coffee cup", "lamp": "hanging lamp", "bell": "christmas bell"}
 
@@ -88,13 +89,8 @@ def test_an_unknown_item_with_a_query_is_searched_for(model: RecommenderModel) -
 
 
 def test_the_served_scores_are_the_networks(learner: RecommenderLearner, model: RecommenderModel) -> None:
-    batch = {
-        "history_index": np.array([[2, 1]], np.int32), "history_counts": np.array([[1, 2]], np.float32),
-        "history_views": np.zeros((1, 2), np.float32), "history_days": np.array([[1, 2]], np.float32),
-        "query_vector": np.zeros((1, 128), np.float32), "has_query": np.zeros(1, np.float32),
-        "rating_index": np.zeros(1, np.int32),
-    }
-    logits = learner._network(batch)[0].numpy()[0]
+    asked = moment([], history={"cup": (1, 1), "mug": (2, 2)}, day=1)
+    logits = network_logits(learner, examples([asked]))[0]
     row = pd.DataFrame([{"history": ["cup", "mug", "mug"], "history_days": [1.0, 2.0, 5.0]}])
     served = model.predict(None, row)
     by_item = dict(zip(served["item_ids"][0], served["scores"][0], strict=True))
@@ -146,3 +142,14 @@ def test_a_service_of_no_items_answers_nothing() -> None:
     learner = RecommenderLearner(seed=1, text_dimension=8, encoder=lambda: None)
     service = RecommenderService(learner.compact(), lambda: None)
     assert service.answer(pd.DataFrame([{"history": ["a"]}]), {})["item_ids"].tolist() == [[]]
+
+
+def test_the_recommender_that_is_timed_has_the_arrays_of_a_real_one(learner: RecommenderLearner) -> None:
+    timed, real = random_recommender(len(TITLES), np.random.default_rng(0)).arrays, learner.compact().arrays
+    differs = {"text_projection": 0}  # encoders differ in their vectors' length
+    shapes = [
+        {name: np.delete(array.shape, differs.get(name, [])).tolist() for name, array in arrays.items()}
+        for arrays in (timed, real)
+    ]
+    assert shapes[0] == shapes[1]
+    assert {name: array.dtype for name, array in timed.items()} == {name: array.dtype for name, array in real.items()}

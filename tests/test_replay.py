@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.lake import Lake, Snapshot
 from pipeline.locking import file_locks
 from pipeline.replay import replayed_examples
 from pipeline.schema import EVENTS
-from pipeline.tasks.contract import Examples
+from pipeline.tasks.contract import Examples, Methods
 from tests.price_task import PriceTask
 from tests.small_shop import hour, publish, publish_purchases, purchases
 
@@ -31,12 +32,13 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def replayed(
-    lake: Lake, wanted: int, seed: int = 0, aside: list[int] | None = None, new_keys: pa.Array = NO_KEYS
+    lake: Lake, wanted: int, seed: int = 0, aside: list[int] | None = None, new_keys: pa.Array = NO_KEYS,
+    methods: Methods = Methods(), losses: Callable[[Examples], np.ndarray] | None = None,  # noqa: B008
 ) -> Examples:
     tables = Snapshot(lake, {"events": lake.version("events")})
     return replayed_examples(
         PriceTask(lake, ""), tables, BOUNDARY, [hour(one).start.isoformat() for one in aside or ()], new_keys, wanted,
-        np.random.default_rng(seed),
+        np.random.default_rng(seed), methods, losses,
     )
 
 
@@ -87,3 +89,33 @@ def test_an_empty_table_and_no_wish_give_nothing(lake: Lake, tmp_path: Path) -> 
     assert len(replayed(lake, 0)) == 0
     empty = Lake(str(tmp_path / "other"), file_locks(tmp_path / "locks"))
     assert len(replayed(empty, 10)) == 0
+
+
+def days_before_the_newest(lake: Lake, mean_life_days: float) -> list[int]:
+    """Of 30 examples of each of 30 draws, how many days before the newest day they happened."""
+    recent = Methods(replay="recent", replay_mean_life_days=mean_life_days)
+    drawn = [replayed(lake, 9, seed, methods=recent) for seed in range(30)]
+    newest = hour(143).start.date()
+    return [(newest - time.date()).days for one in drawn for time in one.table["time"].to_pylist()]
+
+
+def test_recent_days_are_replayed_more_often_the_shorter_the_mean_life(lake: Lake) -> None:
+    short, long = days_before_the_newest(lake, 0.5), days_before_the_newest(lake, 1e6)
+    assert np.mean(short) < 1.0 < 2.0 < np.mean(long)
+    assert max(short) > 0  # preferred, not alone
+
+
+def test_replay_by_loss_keeps_the_half_that_the_champion_answers_worst(lake: Lake) -> None:
+    def losses(examples: Examples) -> np.ndarray:
+        return examples.table["price"].to_numpy()
+
+    twice = replayed(lake, 40).table["price"].to_numpy()
+    worst = replayed(lake, 20, methods=Methods(replay="loss"), losses=losses)
+    assert sorted(worst.table["price"].to_pylist()) == sorted(twice)[20:]
+    assert keys(worst) < keys(replayed(lake, 40))
+    assert len(keys(replayed(lake, 100_000, methods=Methods(replay="loss"), losses=losses))) == len(all_learnt(lake))
+
+
+def test_replay_by_loss_without_losses_says_what_to_pass(lake: Lake) -> None:
+    with pytest.raises(ValueError, match=r"must be given the champion's losses.*lesson_of_change"):
+        replayed(lake, 20, methods=Methods(replay="loss"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.tasks.contract import Examples, Schedule
+from pipeline.tasks.contract import Examples, Methods, Schedule
 from pipeline.training import TrainingDiverged, fine_tune, learning_rate_at
 from tests.price_task import PriceLearner
 from tests.small_shop import hour
@@ -82,3 +86,151 @@ def test_each_pass_is_told_to_people() -> None:
     said: list[str] = []
     fine_tune(learner(), PriceLearner.restore, prices(10.0), prices(10.0), SCHEDULE, seed=1, report=said.append)
     assert said[0].startswith("pass 1: 1 steps, tuning loss 10.0000 -> ")
+
+
+class Observed(PriceLearner):
+    """Remembers what it was asked; its batches may fail."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.rates: list[float] = []
+        self.threads: list[str] = []
+        self.told: list[str] = []
+        self.used: list[Methods] = []
+        self.fails_after: int | None = None
+        self.first_step_waits_seconds = 0.0
+
+    def use(self, methods: Methods, train: Examples) -> None:
+        self.used.append(methods)
+
+    def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Any]:
+        for place, batch in enumerate(super().batches(examples, batch_size, generator)):
+            if place == self.fails_after:
+                raise ValueError("broken batch")
+            self.threads.append(threading.current_thread().name)
+            self.told.append(f"batch {place} ready")
+            yield batch
+
+    def train_step(self, batch: Any, learning_rate: float) -> float:
+        self.rates.append(learning_rate)
+        until = time.monotonic() + self.first_step_waits_seconds
+        while len(self.rates) == 1 and "batch 1 ready" not in self.told and time.monotonic() < until:
+            time.sleep(0.01)
+        self.told.append("step made")
+        return super().train_step(batch, learning_rate)
+
+
+def observed(at: float = 0.0) -> Observed:
+    made = Observed(0)
+    made.grow(pa.table({"item_id": ["i"]}), prices(at))
+    return made
+
+
+def schedule(**methods: Any) -> Schedule:
+    return replace(SCHEDULE, methods=Methods(**methods))
+
+
+def test_the_rate_falls_in_a_line_where_the_schedule_says_so() -> None:
+    falling = replace(SCHEDULE, warmup_steps=2, decay="linear")
+    rates = [learning_rate_at(step, falling, done) for step, done in enumerate((0.0, 0.25, 0.5, 0.75, 1.0))]
+    np.testing.assert_allclose(rates, [0.15, 0.225, 0.15, 0.075, 0.003])
+
+
+@pytest.mark.parametrize("count", [16, 20])
+def test_a_job_with_decay_steps_from_the_peak_to_nearly_nothing_over_all_passes(count: int) -> None:
+    made, per_pass = observed(), -(-count // 8)
+    falling = replace(SCHEDULE, warmup_steps=0, epochs=4, decay="linear")
+    fine_tune(made, Observed.restore, prices(*[10.0] * count), prices(), falling, seed=1)
+    assert len(made.rates) == 4 * per_pass and made.rates[0] == 0.3
+    assert all(later < earlier for earlier, later in zip(made.rates, made.rates[1:], strict=False))
+    assert made.rates[-1] <= 0.3 / (4 * per_pass) + 1e-9
+    with pytest.raises(ValueError, match="decay must be none or linear"):
+        replace(SCHEDULE, decay="steps")  # type: ignore[arg-type]
+
+
+def test_batches_are_prepared_by_one_thread_while_a_step_runs_and_give_the_same_bits() -> None:
+    taught, tune = prices(*np.random.default_rng(0).normal(10.0, 3.0, 50)), prices(9.0, 11.0)
+    plain, ahead = observed(), observed()
+    ahead.first_step_waits_seconds = 60.0
+    one = fine_tune(plain, Observed.restore, taught, tune, schedule(prefetch=False), seed=1)
+    other = fine_tune(ahead, Observed.restore, taught, tune, schedule(prefetch=True), seed=1)
+    assert one.learner.prices.tobytes() == other.learner.prices.tobytes()
+    assert plain.told[:4] == ["batch 0 ready", "step made", "batch 1 ready", "step made"]
+    assert ahead.told[:3] == ["batch 0 ready", "batch 1 ready", "step made"]
+    assert set(plain.threads) == {"MainThread"} and set(ahead.threads) == {"prefetch_0"}
+    assert "prefetch_0" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_breaks_in_a_batch_prepared_ahead_or_in_a_step_beside_it_ends_job_and_thread() -> None:
+    broken = observed()
+    broken.fails_after = 3
+    with pytest.raises(ValueError, match="broken batch"):
+        fine_tune(broken, Observed.restore, prices(*[10.0] * 64), prices(), schedule(prefetch=True), seed=1)
+    assert broken.steps == 3
+    unable = observed()
+    unable.train_step = lambda batch, learning_rate: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        fine_tune(unable, Observed.restore, prices(*[10.0] * 64), prices(), schedule(prefetch=True), seed=1)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_the_learner_is_told_the_methods_before_it_trains() -> None:
+    made = observed()
+    fine_tune(made, Observed.restore, prices(10.0), prices(), schedule(l2_pull=0.5), seed=1)
+    assert made.used == [Methods(l2_pull=0.5)]
+
+
+def test_the_mean_with_the_start_lies_between_both() -> None:
+    taught = prices(*[10.0] * 16)
+    trained = fine_tune(learner(2.0), PriceLearner.restore, taught, prices(), SCHEDULE, seed=1).learner
+    for share, expected in ((1.0, 2.0), (0.25, 0.75 * trained.prices[0] + 0.25 * 2.0)):
+        done = fine_tune(
+            learner(2.0), PriceLearner.restore, taught, prices(), schedule(average_with_start=share), seed=1
+        ).learner
+        assert done.prices[0] == pytest.approx(expected)
+        assert (done.steps, done.momentum[0]) == (trained.steps, trained.momentum[0])  # all else is the trained one's
+
+
+def test_shrinking_and_noise_come_before_training_and_leave_zeros() -> None:
+    still = replace(SCHEDULE, learning_rate=0.0)
+    start = learner(4.0)
+    start.grow(pa.table({"item_id": ["untouched"]}), prices(4.0))
+    start.prices[1] = 0.0
+
+    def prices_after(seed: int = 1, **methods: float) -> np.ndarray:
+        begun = PriceLearner.restore(start.state())
+        job = replace(still, methods=Methods(**methods))  # type: ignore[arg-type]
+        return fine_tune(begun, PriceLearner.restore, prices(4.0), prices(), job, seed=seed).learner.prices
+
+    np.testing.assert_allclose(prices_after(shrink=0.5), [2.0, 0.0])
+    noisy = [prices_after(seed, perturb=0.1)[0] for seed in range(40)]
+    assert noisy[0] == prices_after(0, perturb=0.1)[0]
+    assert np.mean(noisy) == pytest.approx(4.0, abs=0.1) and 0.05 < np.std(noisy) < 0.2
+    assert prices_after(perturb=0.1)[1] == 0.0
+
+
+def test_the_learning_rate_that_helps_most_in_short_trials_is_taken() -> None:
+    """From 0 to the taught 10 the full rate of 8 overshoots and 0.08 hardly moves."""
+    tries = replace(SCHEDULE, learning_rate=8.0, warmup_steps=0, methods=Methods(rate_trials=3, rate_trial_steps=4))
+    said: list[str] = []
+    made = observed()
+    fine_tune(made, Observed.restore, prices(*[10.0] * 16), prices(10.0), tries, seed=1, report=said.append)
+    np.testing.assert_allclose(made.rates, 0.8)
+    assert "rate 8.0e-02" in said[0] and "rate 8.0e+00" in said[0]
+    assert made.used == [tries.methods]
+
+
+def test_the_newest_tuning_examples_judge_a_trial_and_trials_leave_no_trace() -> None:
+    """The oldest of 600 tuning examples ask for 0, which the smallest rate keeps; the newest 512 ask for 10."""
+    tune = prices(*[0.0] * 88, *[10.0] * 512)
+    times = [hour(0).start] * 88 + [hour(1).start] * 512
+    tune = Examples(tune.table.set_column(tune.table.schema.get_field_index("time"), "time", pa.array(times)))
+    order = np.random.default_rng(0).permutation(600)
+    tries = replace(SCHEDULE, learning_rate=1.0, warmup_steps=0, methods=Methods(rate_trials=2))
+    said: list[str] = []
+    done = fine_tune(observed(), Observed.restore, prices(*[10.0] * 16), tune.take(order), tries, seed=1,
+                     report=said.append)
+    alone = fine_tune(observed(), Observed.restore, prices(*[10.0] * 16), tune.take(order),
+                      replace(tries, methods=Methods()), seed=1)
+    assert "rate 1.0e-02: tuning loss 9." in said[0]  # with the oldest it were below 9
+    assert done.learner.prices.tobytes() == alone.learner.prices.tobytes()

@@ -30,6 +30,32 @@ def test_an_id_earns_its_row_with_the_third_sighting() -> None:
     np.testing.assert_array_equal(vocabulary.admitted, [False, True, False])
 
 
+def test_whether_some_ids_are_admitted_is_what_it_is_of_all() -> None:
+    vocabulary = Vocabulary()
+    vocabulary.grow(["a", "b", "c"])
+    vocabulary.see(np.array([1, 1, 1, 3, 3, 3, 3]))
+    np.testing.assert_array_equal(vocabulary.admitted_of(np.array([3, 2, 3, 0, 1])), [True, False, True, False, True])
+
+
+def test_keep_drops_ids_and_the_others_move_up_with_their_sightings() -> None:
+    vocabulary = Vocabulary()
+    vocabulary.grow(["a", "b", "c", "d"])
+    vocabulary.see(np.array([1, 2, 3, 3, 3, 4]))
+    vocabulary.keep(np.array([0, 3, 4]))
+    assert list(vocabulary.ids) == ["", "c", "d"]
+    assert [vocabulary.index_of(name) for name in ("a", "b", "c", "d", "")] == [0, 0, 1, 2, 0]
+    np.testing.assert_array_equal(vocabulary.sightings, [0, 3, 1])
+
+
+def test_an_id_that_was_dropped_comes_back_as_a_new_one() -> None:
+    vocabulary = Vocabulary()
+    vocabulary.grow(["a", "b"])
+    vocabulary.see(np.array([1, 1, 1]))
+    vocabulary.keep(np.array([0, 2]))
+    np.testing.assert_array_equal(vocabulary.grow(["b", "a"]), [1, 2])
+    np.testing.assert_array_equal(vocabulary.admitted, [False, False, False])
+
+
 def test_it_comes_back_from_its_arrays_with_ids_of_any_script() -> None:
     vocabulary = Vocabulary()
     vocabulary.grow(["größe", "商品", "a" * 10_000])

@@ -147,6 +147,15 @@ def read_mapping(path: Path) -> ColumnMapping:
         raise MappingError(f"The mapping file {path} does not exist. Start from {_example()}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MappingError(f"The mapping file {path} is not TOML: {error}.") from error
+    return mapping_of(text, path)
+
+
+def mapping_of(text: dict[str, Any], path: Path) -> ColumnMapping:
+    """The mapping that a parsed TOML says; `path` is named where it is wrong.
+
+    Raises:
+        MappingError: see `read_mapping`.
+    """
     return _Reader(path).mapping(text)
 
 

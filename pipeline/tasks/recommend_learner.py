@@ -1,16 +1,14 @@
 """The recommender as a learner: it takes in new items, trains, scores, and packs itself for consumers.
 
-The network works on arrays (models/recommender.py); this file holds what lies between it and tables of ids:
-vocabularies, batches of fixed shape, the judge's metrics, state and package. Growing past a table's capacity
-builds the network anew, twice as large, from the very state that a checkpoint would hold, so that weights and
-moments of the rows that are there stay as they were.
+The network works on the arrays of a batch (models/recommender.py); this file holds what lies between it and the
+catalogue: tables that grow (recommend_items.py), what was chosen lately (recommend_trends.py) and together
+(recommend_neighbours.py), the judge's metrics, state and package.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,29 +21,26 @@ import tensorflow as tf
 
 import models
 from models import recommender_service
-from models.compact_recommender import CompactRecommender, best
-from models.layers import POPULARITY_PACE
-from models.recommender import (
-    HISTORY_LENGTHS,
-    TARGETS,
-    Recommender,
-    RecommenderSizes,
-    Trainer,
-    as_json,
-    variables_of,
-)
+from models.compact_recommender import CompactRecommender
+from models.recommender import Recommender, RecommenderSizes, StepMethods, Trainer, as_json, variables_of
 from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
-from pipeline.tasks.contract import Examples, Package, Scores, State
-from pipeline.vocabulary import Vocabulary
+from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
+from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, filled, groups_by_length, vectors_of
+from pipeline.tasks.recommend_items import ItemTables
+from pipeline.tasks.recommend_neighbours import Neighbours
+from pipeline.tasks.recommend_trends import Trends
 
 K = 20  # items on a shop's first page of results
+TEXT_DIMENSION = 128  # principal directions of the first catalogue's texts that are kept: twice an item's vector
 _SCORED_AT_ONCE = 256
-_LEAST_CAPACITY = 256
-_UNSEEN_CHOICES = 0.5  # choices that an item counts as having before its first (Krichevsky and Trofimov 1981)
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "tensorflow", "keras", "keras-hub", "tokenizers")
-_ITEM_ROWS = ("id_rows", "item_popularity", "item_text", "item_price", "item_category", "item_admitted", "item_exists")
+_PROJECTED_AT_ONCE = 8192
+_WEIGHED_EXAMPLES = 128  # replayed examples, a step each, that tell the Fisher information
 
-Batch = Mapping[str, np.ndarray]
+# An article of one season is back within a year (Christmas, back to school), and a season shifts by some weeks:
+# after thirteen months without a choice, a look or a change it is more likely gone.
+EXPIRY_DAYS = 400
+_LEAST_EXPIRED_SHARE = 16  # dropping rows copies every table: only where at least one row in so many would go
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "tensorflow", "keras", "keras-hub", "tokenizers")
 
 
 class RecommenderLearner:
@@ -65,67 +60,95 @@ class RecommenderLearner:
         tf.config.experimental.enable_op_determinism()
         self._seed = seed
         self._encoder = encoder
-        self._items, self._categories = Vocabulary(), Vocabulary()
+        self._sizes = sizes or RecommenderSizes(min(text_dimension, TEXT_DIMENSION))
         self._price_scale: tuple[float, float] | None = None
-        self._build(sizes or RecommenderSizes(_LEAST_CAPACITY, _LEAST_CAPACITY, text_dimension))
+        self._projection = np.eye(text_dimension, self._sizes.text_dimension, dtype=np.float32)
+        self._tables = ItemTables(self._sizes.text_dimension, self._sizes.dimension)
+        self._trends, self._neighbours = Trends(), Neighbours()
+        self._network = Recommender(self._sizes, seed)
+        self._trainer = Trainer(self._network)
+        self._methods = Methods()
+        self._start: ItemTables | None = None  # as they were when a job began, for what holds to it
 
     # --- growth ---
 
     def grow(self, context: pa.Table, examples: Examples) -> Mapping[str, int]:
-        """Takes in items and what changed of them, and counts the examples' targets as sightings.
+        """Takes in items and what changed of them, and counts what the examples choose.
 
         Args:
-            context: `item_id`, `category`, `price`, `text_vector`; items that are known are overwritten.
+            context: `item_id`, `category`, `price`, `text_vector`, `last_seen` (time; null: catalogue and events know
+                the item no more); items that are known are overwritten. Without `last_seen` none is dropped.
             examples: what will be learnt.
         """
-        first, known = len(self._items) == 1, len(self._items)
-        rows = self._items.grow(context["item_id"].to_pylist())
-        targets = self._items.indices_of(pc.list_flatten(examples.table["targets"]))
-        seen = np.concatenate([targets, self._items.indices_of(examples.table["rating_item"])])
-        admitted = self._items.see(seen)
-        categories = self._categories_of(context["category"])
-        self._make_room()
-        self._describe(rows, context, categories)
-        if first:
-            self._start_text_adapter()
-        self._start_popularity(known, targets)
+        tables, before = self._tables, len(self._tables)
+        context = self._without_gone(context)
+        known = len(tables)
+        rows = tables.items.grow(context["item_id"].to_pylist())
+        tables.categories.grow(sorted({name for name in context["category"].to_pylist() if name}))
+        tables.grow()
+        self._trends.grow(len(tables))
+        self._neighbours.grow(len(tables))
+        if len(rows):
+            if known == 1:
+                vectors = vectors_of(context["text_vector"], len(self._projection))
+                self._projection = _principal_directions(vectors, self._projection.shape[1])
+                del vectors
+            text, price = self._projected(context["text_vector"]), self._price_features(context["price"])
+            tables.describe(rows, text, price, tables.categories.indices_of(context["category"].cast(pa.string())))
+        if "last_seen" in context.column_names:
+            tables.see_on(rows, context["last_seen"].cast(pa.date32(), safe=False).cast(pa.int32()).to_numpy())
+        grown = len(tables)
+        self._expire()
+        admitted = self._count(self._encoded(examples))
         return {
-            "items": len(self._items) - 1, "items_new": len(self._items) - known, "rows_admitted": admitted,
-            "items_described": len(rows),
+            "items": len(tables) - 1, "items_new": grown - known, "rows_admitted": admitted,
+            "items_described": len(rows), "items_gone": before - known, "items_expired": grown - len(tables),
         }
 
-    def _categories_of(self, names: pa.ChunkedArray) -> np.ndarray:
-        self._categories.grow(sorted({name for name in names.to_pylist() if name}))
-        return self._categories.indices_of(names.cast(pa.string()))
+    def _projected(self, column: pa.ChunkedArray) -> np.ndarray:
+        """[n, text_dimension] float16 of text vectors; a part at a time: whole ones are six times as large."""
+        projected = np.zeros((len(column), self._projection.shape[1]), np.float16)
+        for start in range(0, len(column), _PROJECTED_AT_ONCE):
+            vectors = vectors_of(column.slice(start, _PROJECTED_AT_ONCE), len(self._projection))
+            projected[start : start + len(vectors)] = vectors @ self._projection
+        return projected
 
-    def _make_room(self) -> None:
-        sizes = replace(
-            self._sizes, items=_capacity(len(self._items), self._sizes.items),
-            categories=_capacity(len(self._categories), self._sizes.categories),
-        )
-        if sizes == self._sizes:
-            return
-        held = self._held()
-        self._build(sizes)
-        self._put(held)
+    def _without_gone(self, context: pa.Table) -> pa.Table:
+        """The context less the items that catalogue and events know no more; their rows are dropped."""
+        if "last_seen" not in context.column_names or not context["last_seen"].null_count:
+            return context
+        there = pc.is_valid(context["last_seen"])
+        dropped = np.zeros(len(self._tables), bool)
+        dropped[self._tables.items.indices_of(context.filter(pc.invert(there))["item_id"])] = True
+        self._drop(dropped)
+        return context.filter(there)
 
-    def _describe(self, rows: np.ndarray, context: pa.Table, categories: np.ndarray) -> None:
-        """Writes what is known of items into the network's tables."""
-        exists, admitted = np.zeros(self._sizes.items, np.float32), np.zeros(self._sizes.items, np.float32)
-        exists[1 : len(self._items)] = 1.0
-        admitted[: len(self._items)] = self._items.admitted
-        self._network.item_exists.assign(exists)
-        self._network.item_admitted.assign(admitted)
-        if not len(rows):
+    def _expire(self) -> None:
+        """Drops the items that were not seen in the EXPIRY_DAYS before the newest sighting, once they are many."""
+        last_seen = self._tables.last_seen
+        expired = last_seen < last_seen.max() - EXPIRY_DAYS
+        expired[0] = False
+        if expired.sum() * _LEAST_EXPIRED_SHARE >= len(self._tables):
+            self._drop(expired)
+
+    def _drop(self, dropped: np.ndarray) -> None:
+        """Takes the items at `dropped` ([items] bool) out of every table; the others move up. Row 0 stays."""
+        dropped[0] = False
+        if not dropped.any():
             return
-        for variable, values in (
-            (self._network.item_text, _vectors(context["text_vector"], self._sizes.text_dimension)),
-            (self._network.item_price, self._price_features(context["price"])),
-            (self._network.item_category, categories),
-        ):
-            table = variable.numpy().copy()
-            table[rows] = values
-            variable.assign(table)
+        kept = np.flatnonzero(~dropped)
+        moved = np.zeros(len(dropped), np.int64)
+        moved[kept] = np.arange(len(kept))
+        self._trends.keep(kept, moved)
+        self._neighbours.keep(kept, moved)
+        self._tables.keep(kept)
+
+    def _count(self, encoded: Encoded) -> int:
+        """Counts what is chosen: sightings, trends, what goes together. Returns how many items were admitted."""
+        times = np.repeat(encoded.times, np.diff(encoded.target_offsets))
+        self._trends.count(encoded.target_index, times)
+        self._neighbours.count(encoded.chosen)
+        return self._tables.items.see(np.concatenate([encoded.target_index, encoded.rating_index]))
 
     def _price_features(self, prices: pa.ChunkedArray) -> np.ndarray:
         """[n, 3]: z-score of the log price (within 4), its square, price known. The scale is that of the first call."""
@@ -138,52 +161,83 @@ class RecommenderLearner:
         scores = np.clip((logs - mean) / deviation, -4.0, 4.0) * known
         return np.stack([scores, scores**2, known], axis=1).astype(np.float32)
 
-    def _start_text_adapter(self) -> None:
-        """Sets the text adapter to the principal directions of the catalogue's texts: cosines survive, noise goes."""
-        text = self._network.item_text.numpy()
-        _, directions = np.linalg.eigh((text.T @ text).astype(np.float64))
-        adapter = np.zeros((self._sizes.text_dimension, self._sizes.dimension), np.float32)
-        kept = min(adapter.shape)
-        adapter[:, :kept] = directions[:, ::-1][:, :kept]
-        self._network.item_tower.text_adapter.assign(adapter)
-
-    def _start_popularity(self, known: int, targets: np.ndarray) -> None:
-        """New items start at the log of their share of the choices."""
-        chosen = np.bincount(targets, minlength=len(self._items))[known:] + _UNSEEN_CHOICES
-        everything = max(int((targets > 0).sum()), 1) + _UNSEEN_CHOICES * (len(self._items) - 1)
-        weights = self._network.popularity_weight.numpy().copy()
-        weights[known : len(self._items)] = np.log(chosen / everything) / POPULARITY_PACE
-        self._network.popularity_weight.assign(weights)
-
     # --- training ---
+
+    def use(self, methods: Methods, train: Examples) -> None:
+        """From now on trains by these methods; what some of them hold to are weights and rows as they are now."""
+        step = StepMethods(
+            distillation=methods.distillation, l2_pull=methods.l2_pull, ewc=methods.ewc,
+            adversarial_radius=methods.adversarial_radius, optimizer=methods.optimizer,
+            weight_decay=methods.weight_decay, dropout=methods.dropout,
+        )
+        self._methods = methods
+        self._trainer.use(step)
+        for moments in (self._tables._moments, self._tables._category_moments):
+            moments.weight_decay = methods.weight_decay
+        self._start = ItemTables.from_arrays(self._tables.arrays()) if step.holds_to_start else None
+        if methods.ewc:
+            self._trainer.weigh(self._one_by_one(train.keep(train.replayed)))
+
+    def _one_by_one(self, examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Rows and batch of some of the examples, one each."""
+        generator = np.random.default_rng(0)
+        chosen = examples.take(generator.permutation(len(examples))[:_WEIGHED_EXAMPLES])
+        encoded = self._encoded(chosen)
+        batcher = Batcher(encoded, self._tables, self._trends, self._neighbours, generator, counted=True)
+        for one, length in groups_by_length(encoded, np.arange(len(chosen)), 1):
+            arrays = dict(batcher.batch(one, length, 1))
+            yield self._tables.rows(arrays.pop("rows")), arrays
 
     def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Batch]:
         """Shuffled batches; the histories of one batch are all short or all long (HISTORY_LENGTHS)."""
         encoded = self._encoded(examples)
         order = generator.permutation(len(examples))
         encoded = encoded.with_targets_drawn(generator)
-        groups = _groups_by_length(encoded, order, batch_size)
+        groups = groups_by_length(encoded, order, batch_size)
+        batcher = Batcher(
+            encoded, self._tables, self._trends, self._neighbours, generator, counted=True,
+            mask=self._methods.history_mask, crop=self._methods.history_crop,
+        )
+        replayed = examples.replayed.astype(np.float32) if self._methods.distillation else None
         for place in generator.permutation(len(groups)):
             chosen, length = groups[place]
-            yield encoded.batch(chosen, length, batch_size)
+            batch = batcher.batch(chosen, length, batch_size)
+            yield batch if replayed is None else {**batch, "replayed": filled(replayed[chosen], batch_size)}
 
     def train_step(self, batch: Batch, learning_rate: float) -> float:
-        """One step of Adam; the batch's mean loss before it."""
-        return self._trainer.train_step(batch, learning_rate)
+        """One step of the optimizer; the batch's mean loss before it."""
+        arrays = dict(batch)
+        rows, replayed = arrays.pop("rows"), arrays.pop("replayed", None)
+        start_rows = None if self._start is None else self._start.rows(rows)
+        loss, gradient = self._trainer.train_step(
+            self._tables.rows(rows), arrays, learning_rate, start_rows=start_rows, replayed=replayed
+        )
+        self._tables.step(rows, gradient, learning_rate)
+        return loss
 
     def loss(self, examples: Examples, batch_size: int) -> float:
-        """The mean training loss without dropout; 0 for no examples."""
-        if not len(examples):
-            return 0.0
-        encoded = self._encoded(examples)
-        total = 0.0
-        for chosen, length in _groups_by_length(encoded, np.arange(len(examples)), batch_size):
-            losses = self._trainer.measure(encoded.batch(chosen, length, batch_size))
-            total += float(losses[: len(chosen)].astype(np.float64).sum())
-        return total / len(examples)
+        """The mean training loss without dropout, on examples that were not counted; 0 for no examples."""
+        losses = self.losses(examples, batch_size, learnt=False)
+        return float(losses.astype(np.float64).mean()) if len(losses) else 0.0
 
-    def _encoded(self, examples: Examples) -> _Encoded:
-        return _Encoded.of(examples.table, self._items, self._sizes.text_dimension)
+    def losses(self, examples: Examples, batch_size: int, *, learnt: bool) -> np.ndarray:
+        """[n] float32: each example's training loss without dropout; `learnt`: whether they were counted."""
+        encoded = self._encoded(examples)
+        generator = np.random.default_rng(0)  # the same candidates each time
+        batcher = Batcher(encoded, self._tables, self._trends, self._neighbours, generator, counted=learnt)
+        losses = np.zeros(len(examples), np.float32)
+        for chosen, length in groups_by_length(encoded, np.arange(len(examples)), batch_size):
+            arrays = dict(batcher.batch(chosen, length, batch_size))
+            measured = self._trainer.measure(self._tables.rows(arrays.pop("rows")), arrays)
+            losses[chosen] = measured[: len(chosen)]
+        return losses
+
+    def weights(self) -> Collection[str]:
+        """The dense weights, and the rows of items and categories."""
+        return {one.path for one in self._network.trainable_variables} | {"items/rows", "categories/rows"}
+
+    def _encoded(self, examples: Examples) -> Encoded:
+        return Encoded.of(examples.table, self._tables.items, self._projection)
 
     # --- judging ---
 
@@ -194,17 +248,8 @@ class RecommenderLearner:
         """
         examples = examples.keep(pc.greater(pc.list_value_length(examples.table["targets"]), 0).to_numpy())
         encoded = self._encoded(examples)
-        compact = self.compact()
-        ranked = np.full((len(examples), K), -1, np.int64)
-        for chosen, length in _groups_by_length(encoded, np.arange(len(examples)), _SCORED_AT_ONCE):
-            batch = encoded.batch(chosen, length, len(chosen))
-            logits = compact.logits(
-                batch["history_index"], batch["history_counts"], batch["history_views"], batch["history_days"],
-                batch["query_vector"], batch["has_query"] > 0,
-            )
-            logits[:, 0] = -np.inf
-            ranked[chosen] = best(logits, K)[0]
-        targets = encoded.padded_targets(unknown=len(self._items))
+        ranked = self._ranked(encoded)
+        targets = encoded.padded_targets(unknown=len(self._tables))
         table = examples.table
         metrics = {f"recall@{K}": recall_at_k, f"ndcg@{K}": ndcg_at_k, f"mrr@{K}": mrr_at_k}
         frame = pd.DataFrame({
@@ -216,9 +261,42 @@ class RecommenderLearner:
         })
         return Scores(frame, tuple(metrics))
 
-    def _slices(self, encoded: _Encoded, targets: np.ndarray) -> dict[str, np.ndarray]:
-        admitted = np.append(self._items.admitted, False)  # the last stands for an unknown item
-        new_item = ((targets >= 0) & ~admitted[np.minimum(targets, len(self._items))]).any(axis=1)
+    def answers(self, examples: Examples, *, new_only: bool = False) -> np.ndarray:
+        """[n, K] object: the ids that each example is answered with, best first, None after the end.
+
+        Args:
+            examples: of any kind.
+            new_only: leave out what the history holds.
+        """
+        ids = np.array([None, *self._tables.items.ids[1:], None], dtype=object)  # the last for -1
+        return ids[self._ranked(self._encoded(examples), new_only=new_only)]
+
+    def _ranked(self, encoded: Encoded, *, new_only: bool = False) -> np.ndarray:
+        """[n, K] int64: the items that each example is answered with, under the trend of its own time, -1: none.
+
+        Of an example that happened after all that was learnt, that is the newest trend: as in service.
+        """
+        compact, trends = self.compact(), self._trends
+        moments = trends.moment_of(encoded.times)
+        ranked = np.full((len(encoded), K), -1, np.int64)
+        for chosen, length in groups_by_length(encoded, np.arange(len(encoded)), _SCORED_AT_ONCE):
+            history = encoded.history(chosen, (len(chosen), length))
+            there, moment = np.unique(moments[chosen], return_inverse=True)
+            logits = compact.logits(
+                history["history_index"], history["history_counts"], history["history_views"],
+                history["history_days"], encoded.query_vector[chosen], encoded.has_query[chosen] > 0,
+                trend=np.stack([trends.logs(int(one)) for one in there]), moment=moment,
+            )
+            if new_only:
+                np.put_along_axis(logits, history["history_index"], -np.inf, axis=1)
+            logits[:, 0] = -np.inf
+            values, items = tf.math.top_k(logits, min(K, logits.shape[1]))  # ten times as fast as numpy's partition
+            ranked[chosen, : items.shape[1]] = np.where(np.isneginf(values), -1, items)
+        return ranked
+
+    def _slices(self, encoded: Encoded, targets: np.ndarray) -> dict[str, np.ndarray]:
+        admitted = np.append(self._tables.items.admitted, False)  # the last stands for an unknown item
+        new_item = ((targets >= 0) & ~admitted[np.minimum(targets, len(self._tables))]).any(axis=1)
         empty = np.diff(encoded.history_offsets) == 0
         return {
             "slice:new_user": empty, "slice:old_user": ~empty, "slice:new_item": new_item,
@@ -228,79 +306,58 @@ class RecommenderLearner:
     # --- state ---
 
     def state(self) -> State:
-        """Weights, slots and seed generators' states (rows in use only), vocabularies with their sightings."""
+        """Weights, slots and seed generators' states, tables with their moments, vocabularies, counters."""
         meta = {
             "seed": self._seed, "sizes": as_json(self._sizes), "price_scale": self._price_scale,
-            "items": len(self._items), "categories": len(self._categories),
+            "text_dimension": len(self._projection), "optimizer": self._methods.optimizer,
         }
-        vocabularies = self._items.arrays("vocabulary/items") | self._categories.arrays("vocabulary/categories")
-        return State(self._held() | vocabularies, meta)
+        weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
+        counters = self._trends.arrays("trends") | self._neighbours.arrays("neighbours")
+        return State(weights | self._tables.arrays() | counters | {"projection": self._projection.copy()}, meta)
 
     @classmethod
     def restore(cls, state: State, encoder: Callable[[], Any]) -> RecommenderLearner:
         """The learner that `state` was taken from, bit for bit."""
-        sizes = RecommenderSizes(**state.meta["sizes"])
         learner = cls(
-            seed=state.meta["seed"], text_dimension=sizes.text_dimension, encoder=encoder, sizes=sizes
+            seed=state.meta["seed"], text_dimension=state.meta["text_dimension"], encoder=encoder,
+            sizes=RecommenderSizes(**state.meta["sizes"]),
         )
-        learner._items = Vocabulary.from_arrays(state.arrays, "vocabulary/items")
-        learner._categories = Vocabulary.from_arrays(state.arrays, "vocabulary/categories")
         scale = state.meta["price_scale"]
         learner._price_scale = None if scale is None else (scale[0], scale[1])
-        learner._put({name: array for name, array in state.arrays.items() if not name.startswith("vocabulary/")})
+        learner._projection = np.array(state.arrays["projection"])
+        learner._tables = ItemTables.from_arrays(state.arrays)
+        learner._trends = Trends.from_arrays(state.arrays, "trends")
+        learner._neighbours = Neighbours.from_arrays(state.arrays, "neighbours")
+        learner.use(Methods(optimizer=state.meta["optimizer"]), Examples(pa.table({})))
+        for path, variable in variables_of(learner._trainer).items():
+            variable.assign(state.arrays[path])
         return learner
-
-    def _build(self, sizes: RecommenderSizes) -> None:
-        self._sizes = sizes
-        self._network = Recommender(sizes, self._seed)
-        self._trainer = Trainer(self._network)
-
-    def _held(self) -> dict[str, np.ndarray]:
-        """Every variable by path, tables of ids cut to the rows in use."""
-        return {
-            path: variable.numpy()[: self._rows_in_use(path)].copy() if self._rows_in_use(path) else
-            np.array(variable.numpy())
-            for path, variable in variables_of(self._trainer).items()
-        }
-
-    def _put(self, held: Mapping[str, np.ndarray]) -> None:
-        """Sets every variable from `held`; rows that are not in it stay zero."""
-        for path, variable in variables_of(self._trainer).items():
-            array = held[path]
-            if self._rows_in_use(path):
-                array = np.pad(array, [(0, variable.shape[0] - len(array))] + [(0, 0)] * (array.ndim - 1))
-            variable.assign(array)
-
-    def _rows_in_use(self, path: str) -> int:
-        """For a table of ids the rows in use, for anything else 0."""
-        name = path.rsplit("/", 1)[-1]
-        if any(name == table or name.endswith(f"_{table}_{slot}")
-               for table in _ITEM_ROWS for slot in ("momentum", "velocity")):
-            return len(self._items)
-        if name == "category_rows" or "_category_rows_" in name:
-            return len(self._categories)
-        return 0
 
     # --- for consumers ---
 
     def compact(self) -> CompactRecommender:
         """The recommender in plain arrays, as consumers use it."""
-        network, used = self._network, len(self._items)
-        user, copy = network.user_tower, network.copy_head
+        network, neighbours = self._network, self._neighbours
+        user, copy, near = network.user_tower, network.copy_head, network.neighbour_head
         weights = {
             "weigh_item": user.weigh_item, "weigh_features": user.weigh_features,
             "user_hidden_kernel": user.hidden_kernel, "user_hidden_bias": user.hidden_bias,
             "user_direct_kernel": user.direct_kernel, "user_output_kernel": user.output_kernel,
             "copy_linear": copy.linear, "copy_popularity": copy.popularity, "copy_again": copy.again,
             "copy_hidden_kernel": copy.hidden_kernel, "copy_hidden_bias": copy.hidden_bias,
-            "copy_output_kernel": copy.output_kernel, "text_adapter": network.item_tower.text_adapter,
+            "copy_output_kernel": copy.output_kernel, "trend_mix": network.trend_head.mix,
+            "neighbour_features": near.weigh_features, "neighbour_gain": near.gain,
+            "neighbour_log_scale": near.log_scale,
             "query_kernel": network.query_kernel, "search_gates": network.search_gates,
         }
-        popularity = POPULARITY_PACE * network.popularity_weight.numpy()[:used]
-        popularity[0] = 0.0
-        return CompactRecommender(self._items.ids, {
+        tower, everything = network.item_tower, np.arange(len(self._tables))
+        vectors = tower(self._tables.rows(everything), self._tables.text(everything), self._tables.price(everything))
+        return CompactRecommender(self._tables.items.ids, {
             **{name: variable.numpy() for name, variable in weights.items()},
-            "items": network.item_vectors().numpy()[:used], "popularity": popularity,
+            "items": vectors.numpy(), "trend": self._trends.logs(len(self._trends.moments)),
+            "text_adapter": tower.text_adapter.numpy(), "text_projection": self._projection,
+            "neighbour_index": neighbours.index, "neighbour_value": neighbours.value,
+            "neighbour_seen": neighbours.seen,
         })
 
     def package(self, folder: Path) -> Package:
@@ -325,128 +382,7 @@ class RecommenderLearner:
         )
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """Examples with indices in place of ids; lists lie end to end, `offsets` [n + 1] say where each begins."""
-
-    history_offsets: np.ndarray
-    history_index: np.ndarray
-    history_counts: np.ndarray
-    history_views: np.ndarray
-    history_days: np.ndarray
-    target_offsets: np.ndarray
-    target_index: np.ndarray
-    query_vector: np.ndarray
-    has_query: np.ndarray
-    rating_index: np.ndarray
-    rating: np.ndarray
-
-    @classmethod
-    def of(cls, table: pa.Table, items: Vocabulary, text_dimension: int) -> _Encoded:
-        table = table.combine_chunks()
-        query = table["query_vector"]
-        has_query = query.is_valid().to_numpy().astype(np.float32)
-        rating_index = items.indices_of(table["rating_item"])
-        rating = table["rating"].fill_null(0.0).to_numpy().astype(np.float32)
-        return cls(
-            history_offsets=_offsets(table["history_items"]),
-            history_index=items.indices_of(pc.list_flatten(table["history_items"])),
-            history_counts=_flat(table["history_counts"]),
-            history_views=_flat(table["history_views"]),
-            history_days=_flat(table["history_days"]),
-            target_offsets=_offsets(table["targets"]),
-            target_index=items.indices_of(pc.list_flatten(table["targets"])),
-            query_vector=_vectors(query, text_dimension), has_query=has_query,
-            rating_index=rating_index, rating=rating * (rating_index > 0),
-        )
-
-    def with_targets_drawn(self, generator: np.random.Generator) -> _Encoded:
-        """The same with each basket's items in a random order, so that the first TARGETS are a draw."""
-        owner = np.repeat(np.arange(len(self.target_offsets) - 1), np.diff(self.target_offsets))
-        order = np.lexsort((generator.random(len(owner)), owner))
-        return replace(self, target_index=self.target_index[order])
-
-    def batch(self, chosen: np.ndarray, length: int, batch_size: int) -> Batch:
-        """The examples at `chosen`, padded to `batch_size` with examples of no weight, histories to `length`."""
-        history = {
-            name: _padded(getattr(self, name), self.history_offsets, chosen, (batch_size, length))
-            for name in ("history_index", "history_counts", "history_views", "history_days")
-        }
-        targets = _padded(self.target_index, self.target_offsets, chosen, (batch_size, TARGETS))
-        rest = {
-            name: np.pad(values[chosen], [(0, batch_size - len(chosen))] + [(0, 0)] * (values.ndim - 1))
-            for name in ("query_vector", "has_query", "rating_index", "rating")
-            for values in (getattr(self, name),)
-        }
-        weight = (np.arange(batch_size) < len(chosen)).astype(np.float32)
-        return history | rest | {"target_index": targets, "weight": weight}
-
-    def padded_targets(self, unknown: int) -> np.ndarray:
-        """[n, most] int64, -1 after the end; the items that the vocabulary does not know get `unknown` and above."""
-        widths = np.diff(self.target_offsets)
-        rows = np.repeat(np.arange(len(widths)), widths)
-        places = np.arange(len(rows)) - np.repeat(self.target_offsets[:-1] - self.target_offsets[0], widths)
-        targets = np.full((len(widths), max(int(widths.max(initial=0)), 1)), -1, np.int64)
-        targets[rows, places] = np.where(self.target_index > 0, self.target_index, unknown + places)
-        return targets
-
-    def repeats(self) -> np.ndarray:
-        """[n] bool: a target is in the history."""
-        span = np.int64(max(self.target_index.max(initial=0), self.history_index.max(initial=0)) + 1)
-        history = _owners(self.history_offsets) * span + self.history_index
-        owner = _owners(self.target_offsets)
-        again = np.isin(owner * span + self.target_index, history) & (self.target_index > 0)
-        return np.bincount(owner[again], minlength=len(self.target_offsets) - 1) > 0
-
-
-def _groups_by_length(encoded: _Encoded, order: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, int]]:
-    """`order` cut into batches whose histories are at most as long as the length given with each."""
-    lengths = np.diff(encoded.history_offsets)[order]
-    groups: list[tuple[np.ndarray, int]] = []
-    least = -1
-    for length in HISTORY_LENGTHS:
-        most = length if length != HISTORY_LENGTHS[-1] else np.iinfo(np.int64).max
-        same = order[(lengths > least) & (lengths <= most)]
-        groups += [(same[start : start + batch_size], length) for start in range(0, len(same), batch_size)]
-        least = length
-    return groups
-
-
-def _padded(flat: np.ndarray, offsets: np.ndarray, chosen: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The lists at `chosen` as rows of a table of `shape`, cut or filled with zeros."""
-    places = np.arange(shape[1])
-    starts, widths = offsets[chosen], offsets[chosen + 1] - offsets[chosen]
-    there = places < widths[:, None]
-    table = np.zeros(shape, flat.dtype)
-    if len(flat):
-        table[: len(chosen)] = np.where(there, flat[np.where(there, starts[:, None] + places, 0)], 0)
-    return table
-
-
-def _owners(offsets: np.ndarray) -> np.ndarray:
-    return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
-
-
-def _offsets(lists: pa.ChunkedArray) -> np.ndarray:
-    widths = pc.list_value_length(lists).fill_null(0).to_numpy()
-    return np.concatenate([[0], np.cumsum(widths)]).astype(np.int64)
-
-
-def _flat(lists: pa.ChunkedArray) -> np.ndarray:
-    return pc.list_flatten(lists).to_numpy().astype(np.float32)
-
-
-def _vectors(column: pa.ChunkedArray, dimension: int) -> np.ndarray:
-    """[n, dimension] float32, zeros for nulls."""
-    vectors = np.zeros((len(column), dimension), np.float32)
-    valid = column.is_valid().to_numpy()
-    flat = pc.list_flatten(column.filter(pa.array(valid))).to_numpy()
-    vectors[valid] = flat.reshape(-1, dimension)
-    return vectors
-
-
-def _capacity(size: int, capacity: int) -> int:
-    """The least power of two that holds `size` rows, never less than `capacity`."""
-    while capacity < size:
-        capacity *= 2
-    return capacity
+def _principal_directions(vectors: np.ndarray, kept: int) -> np.ndarray:
+    """[dimension, kept] float32: the directions in which the vectors [n, dimension] vary most: cosines survive."""
+    _, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
+    return directions[:, ::-1][:, :kept].astype(np.float32)

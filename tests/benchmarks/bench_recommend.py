@@ -14,10 +14,13 @@ import numpy as np
 import pandas as pd
 
 from models.compact_recommender import CompactRecommender
-from models.layers import HISTORY_FEATURES, USER_FEATURES
+from models.layers import HISTORY_FEATURES, NEIGHBOUR_NORMS, TREND_DAYS, USER_FEATURES
+from models.recommender import RecommenderSizes
 from models.recommender_service import RecommenderService
 
-_DIMENSION, _HEADS, _HIDDEN, _COPY_HIDDEN, _K = 64, 4, 128, 16, 20  # RecommenderSizes' defaults
+_SIZES = RecommenderSizes(text_dimension=128)
+_NEIGHBOURS = 32  # of each item, as pipeline.tasks.recommend_neighbours keeps
+_K = 20
 _HISTORY_ITEMS = 50
 _ROUNDS = 60
 
@@ -29,7 +32,7 @@ def measure_recommend(items: int = 100_000, seed: int = 0) -> dict[str, float]:
     service = RecommenderService(recommender, lambda: None)
     history = [f"item-{row}" for row in generator.choice(items, _HISTORY_ITEMS, replace=False)]
     request = pd.DataFrame({"history": [history], "history_days": [np.arange(_HISTORY_ITEMS, dtype=float)]})
-    matrix, wish = recommender.arrays["items"], generator.normal(size=_DIMENSION).astype(np.float32)
+    matrix, wish = recommender.arrays["items"], generator.normal(size=_SIZES.dimension).astype(np.float32)
 
     def bare() -> np.ndarray:
         logits = matrix @ wish
@@ -45,18 +48,24 @@ def measure_recommend(items: int = 100_000, seed: int = 0) -> dict[str, float]:
 
 
 def random_recommender(items: int, generator: np.random.Generator) -> CompactRecommender:
-    """A recommender of random weights."""
-    pooled = _HEADS * _DIMENSION + USER_FEATURES
+    """A recommender of random weights, every item with as many neighbours as are kept."""
+    width, heads, hidden, copy_hidden = _SIZES.dimension, _SIZES.heads, _SIZES.user_hidden, _SIZES.copy_hidden
+    pooled, spans = heads * width + USER_FEATURES, len(TREND_DAYS)
     shapes = {
-        "items": (items + 1, _DIMENSION), "popularity": (items + 1,), "weigh_item": (_DIMENSION, _HEADS),
-        "weigh_features": (HISTORY_FEATURES, _HEADS), "user_hidden_kernel": (pooled, _HIDDEN),
-        "user_hidden_bias": (_HIDDEN,), "user_direct_kernel": (pooled, _DIMENSION),
-        "user_output_kernel": (_HIDDEN, _DIMENSION), "copy_linear": (HISTORY_FEATURES,), "copy_popularity": (),
-        "copy_again": (_DIMENSION,), "copy_hidden_kernel": (HISTORY_FEATURES + USER_FEATURES, _COPY_HIDDEN),
-        "copy_hidden_bias": (_COPY_HIDDEN,), "copy_output_kernel": (_COPY_HIDDEN,), "search_gates": (3,),
-        "text_adapter": (384, _DIMENSION), "query_kernel": (_DIMENSION, _DIMENSION),
+        "items": (items + 1, width), "trend": (items + 1, spans), "trend_mix": (spans,), "weigh_item": (width, heads),
+        "weigh_features": (HISTORY_FEATURES, heads), "user_hidden_kernel": (pooled, hidden),
+        "user_hidden_bias": (hidden,), "user_direct_kernel": (pooled, width), "user_output_kernel": (hidden, width),
+        "copy_linear": (HISTORY_FEATURES,), "copy_popularity": (), "copy_again": (width,),
+        "copy_hidden_kernel": (HISTORY_FEATURES + spans + USER_FEATURES, copy_hidden),
+        "copy_hidden_bias": (copy_hidden,), "copy_output_kernel": (copy_hidden,),
+        "neighbour_features": (HISTORY_FEATURES, NEIGHBOUR_NORMS), "neighbour_gain": (NEIGHBOUR_NORMS,),
+        "neighbour_log_scale": (NEIGHBOUR_NORMS,), "search_gates": (3,), "text_adapter": (_SIZES.text_dimension, width),
+        "text_projection": (384, _SIZES.text_dimension), "query_kernel": (width, width),
     }
     arrays = {name: np.asarray(generator.normal(0, 0.1, shape), np.float32) for name, shape in shapes.items()}
+    arrays["neighbour_index"] = generator.integers(1, items + 1, (items + 1, _NEIGHBOURS), np.int32)
+    arrays["neighbour_value"] = generator.exponential(size=(items + 1, _NEIGHBOURS)).astype(np.float32)
+    arrays["neighbour_seen"] = 1.0 + arrays["neighbour_value"].sum(axis=1)
     return CompactRecommender(["", *(f"item-{row}" for row in range(items))], arrays)
 
 

@@ -1,4 +1,4 @@
-"""The README's table of figures, written from results/loop.json: `make tables` puts it between the README's marks."""
+"""The README's tables of figures, from results/: `make tables` puts them between the README's marks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 from pipeline.settings import REPOSITORY
+from tests.benchmarks import learning_tables
 
 RESULTS = REPOSITORY / "tests" / "benchmarks" / "results" / "loop.json"
 BEGIN, END = "<!-- figures: make bench-loop, then make tables -->", "<!-- end of figures -->"
+LEARNING_BEGIN, LEARNING_END = "<!-- learning: make bench-learning, then make tables -->", "<!-- end of learning -->"
 
 # figure -> (what it says, how it is written, what is wanted)
 ROWS = {
@@ -34,13 +36,19 @@ def table() -> str:
 
 
 def with_table(readme: str) -> str:
-    """The README with the table between its marks."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    """The README with the tables between their marks."""
+    readme = _between(readme, BEGIN, END, table())
+    return _between(readme, LEARNING_BEGIN, LEARNING_END, learning_tables.short_table())
+
+
+def _between(text: str, begin: str, end: str, inside: str) -> str:
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{inside}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
-    """Rewrites the README."""
+    """Rewrites the README and the learner's page, and draws its pictures."""
+    learning_tables.main()
     path = Path(REPOSITORY / "README.md")
     path.write_text(with_table(path.read_text()))
 

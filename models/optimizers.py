@@ -1,0 +1,88 @@
+"""Adam for the rows of large tables: a step touches the rows in it and no others; and the dense weights' optimizers.
+
+Keras' Adam is dense on tables even where gradients are sparse (keras issue 19992): a step costs the whole table.
+This is the lazy variant, as in TensorFlow Addons' LazyAdam: moments of rows that a step does not touch stay as they
+are. The second moment is one number a row (the mean over its columns), as in row-wise Adagrad of FBGEMM and DLRM
+(Mudigere et al., ISCA 2022): it halves the memory of the moments. The tables lie in the host's memory, so that they
+grow without a new trace of the compiled step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+
+FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-7  # Keras' Adam
+
+
+@dataclass
+class RowMoments:
+    """Adam's moments of a table of rows.
+
+    Attributes:
+        first: [rows, width] float32.
+        second: [rows] float32, mean over the columns.
+        steps: [rows] int32, how many steps have touched the row.
+        weight_decay: times the learning rate, the share of itself that a row loses when it is touched (AdamW).
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    steps: np.ndarray
+    weight_decay: float = field(default=0.0, init=False)
+
+    @classmethod
+    def zeros(cls, rows: int, width: int) -> RowMoments:
+        """Moments of rows that no step has touched."""
+        return cls(np.zeros((rows, width), np.float32), np.zeros(rows, np.float32), np.zeros(rows, np.int32))
+
+    def step(self, table: np.ndarray, index: np.ndarray, gradient: np.ndarray, learning_rate: float) -> None:
+        """Moves the rows `index` (distinct) of `table` in place.
+
+        Args:
+            table: [rows, width] float32.
+            index: [touched] int.
+            gradient: [touched, width] float32.
+            learning_rate: of Adam.
+        """
+        if self.weight_decay:
+            table[index] *= np.float32(1.0 - learning_rate * self.weight_decay)
+        self.steps[index] += 1
+        steps = self.steps[index].astype(np.float32)
+        first = self.first[index]
+        first += np.float32(1.0 - FIRST_DECAY) * (gradient - first)
+        self.first[index] = first
+        second = self.second[index]
+        squares = np.einsum("ij,ij->i", gradient, gradient) / gradient.shape[1]
+        second += np.float32(1.0 - SECOND_DECAY) * (squares - second)
+        self.second[index] = second
+        corrected = np.sqrt(second / (1.0 - np.float32(SECOND_DECAY) ** steps)) + np.float32(EPSILON)
+        pace = np.float32(learning_rate) / ((1.0 - np.float32(FIRST_DECAY) ** steps) * corrected)
+        table[index] -= pace[:, None] * first
+
+
+def dense_optimizer(
+    kind: str, variables: Sequence[keras.Variable], weight_decay: float = 0.0
+) -> keras.optimizers.Optimizer:
+    """The optimizer of weights that every step moves, with its slots.
+
+    Args:
+        kind: "adam", "adamw" or "adafactor" (Shazeer and Stern, ICML 2018; its steps are relative to the weights'
+            size, the learning rate is the schedule's alone).
+        variables: what it moves.
+        weight_decay: of "adamw" and "adafactor", decoupled; vectors and scalars (biases, gates) do not decay.
+    """
+    made: keras.optimizers.Optimizer
+    if kind == "adam":
+        made = keras.optimizers.Adam(learning_rate=1e-3)
+    elif kind == "adamw":
+        made = keras.optimizers.AdamW(learning_rate=1e-3, weight_decay=weight_decay)
+    else:
+        made = keras.optimizers.Adafactor(learning_rate=1e-3, weight_decay=weight_decay, relative_step=False)
+    if kind != "adam":
+        made.exclude_from_weight_decay(var_list=[one for one in variables if len(one.shape) < 2])
+    made.build(variables)
+    return made

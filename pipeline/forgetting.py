@@ -1,0 +1,196 @@
+"""From a shell: a user or an item is forgotten, in the lake at once and for good, in the models step by step.
+
+`python -m pipeline.forgetting --help`. The rows leave the tables of every feed; ingest refuses them from then on
+(quarantine: `deleted_on_request`), so that a backfill brings nothing back. An item leaves the models' tables with the
+next update. What weights have learnt from a user's rows cannot be taken out of them: the versions that may have learnt
+from them are named, and the watch asks for a full retrain, whose model is the first without them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from pipeline.checkpoint import Ledger
+from pipeline.lake import Lake, open_lake, text_field
+from pipeline.masking import Mask
+from pipeline.schema import DELETIONS_SCHEMA, FEEDS
+from pipeline.settings import Settings, SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from pipeline.registry import Registry
+
+_COLUMNS = {"user": "user_id", "item": "item_id"}
+_MASKED = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """Users (masked) and items that were deleted on request.
+
+    Attributes:
+        users, items: their ids, sorted.
+    """
+
+    users: tuple[str, ...]
+    items: tuple[str, ...]
+
+    @classmethod
+    def of(cls, lake: Lake) -> Forgotten:
+        """All of a lake's."""
+        asked = lake.arrow("deletions", columns=["kind", "id"]).to_pylist()
+        users, items = (sorted({row["id"] for row in asked if row["kind"] == kind}) for kind in _COLUMNS)
+        return cls(tuple(users), tuple(items))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody ever asked."""
+        return not self.users and not self.items
+
+    def among(self, rows: pa.Table) -> pa.ChunkedArray:
+        """[n] bool: rows of a feed that are a forgotten user's or item's."""
+        found = pa.chunked_array([pa.repeat(False, len(rows))])
+        for column, ids in (("user_id", self.users), ("item_id", self.items)):
+            if column in rows.column_names and ids:
+                found = pc.or_(found, pc.is_in(rows[column], value_set=pa.array(ids)))
+        return found
+
+    def blanked(self, quarantine: pa.Table) -> pa.Table:
+        """The quarantine without the content of rows that a forgotten user's masked id stands in."""
+        for user in self.users:
+            found = pc.fill_null(pc.match_substring(quarantine["raw"], user), False)
+            for name in ("raw", "detail"):
+                at = quarantine.schema.get_field_index(name)
+                blank = pc.if_else(found, pa.scalar(None, pa.string()), quarantine[name])
+                quarantine = quarantine.set_column(at, quarantine.schema.field(at), blank)
+        return quarantine
+
+
+def forget(kind: str, identifier: str, settings: Settings, asked_at: datetime, who: str) -> int:
+    """Deletes a user or an item from the lake, for good; how many published rows went. Safe to repeat.
+
+    Args:
+        kind: `user` or `item`.
+        identifier: an item's id; a user's as the shop has it, or masked (32 hex digits, as the tables have it).
+        settings: of the installation.
+        asked_at: for the log of deletions.
+        who: the same.
+    """
+    lake, column = open_lake(settings), _COLUMNS[kind]
+    known = masked(identifier, settings) if kind == "user" else identifier
+    deleted = 0
+    for feed in FEEDS.values():
+        if column not in feed.raw_names or lake.version(feed.name) < 0:
+            continue
+        rows = lake.arrow(feed.name, columns=["landed_window"], filter=text_field(column) == known)
+        # written before anything is deleted: ingest must not bring a row back in between
+        lake.append("deletions", pa.Table.from_pylist([{
+            "asked_at": asked_at, "kind": kind, "id": known, "feed": feed.name, "rows": len(rows),
+            "first_window": pc.min(rows["landed_window"]).as_py(), "version_before": lake.version(feed.name),
+            "who": who,
+        }], schema=DELETIONS_SCHEMA))
+        lake.delete(feed, column, known)
+        deleted += len(rows)
+    return deleted
+
+
+def masked(user: str, settings: Settings) -> str:
+    """The masked form of a user's id, which may be masked already."""
+    return user if _MASKED.fullmatch(user) else Mask(settings.mask_key).value(user)
+
+
+def learnt_from_deleted(lake: Lake, registry: Registry, task: str, table: str, version: int, user: str = "") -> bool:
+    """Whether a model version may have learnt from rows of users (or of one) that were deleted since.
+
+    It may, if its lineage began before the deletion and it knows the window in which the first of the rows landed.
+    """
+    asked = lake.arrow("deletions", filter=(ds.field("kind") == "user") & (ds.field("feed") == table)).to_pylist()
+    asked = [row for row in asked if row["rows"] and user in ("", row["id"])]
+    if not asked:
+        return False
+    ledger = _ledger(registry, task, version)
+    base = ledger if ledger.base is None else _ledger(registry, task, ledger.base)
+    return any(
+        base.versions[table] <= row["version_before"] and ledger.window >= row["first_window"] for row in asked
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one deletion; returns the process's exit status."""
+    from rich.console import Console
+
+    chosen = _parser().parse_args(arguments)
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
+        return 1
+    identifier = chosen.id.strip()
+    if not identifier:
+        Console(stderr=True).print(f"The id of the {chosen.kind} must not be empty.", style="red")
+        return 2
+    deleted = forget(chosen.kind, identifier, settings, datetime.now(UTC), chosen.who)
+    say = Console(soft_wrap=True)
+    say.print(f"{deleted} published rows of {chosen.kind} {identifier} deleted.", highlight=False, markup=False)
+    if not deleted:
+        say.print("No table had a row of it; should one land, ingest refuses it. Was the id right?")
+    for line in _what_remains(chosen.kind, identifier, settings):
+        say.print(line, highlight=False, markup=False)
+    return 0
+
+
+def _what_remains(kind: str, identifier: str, settings: Settings) -> list[str]:
+    from pipeline.registry import open_registry
+    from pipeline.tasks.catalogue import entry
+
+    remains = [
+        "Older versions of the tables keep the rows until they are vacuumed, and the landing zone its files: "
+        "delete those by their own rules."
+    ]
+    if kind == "item":
+        return ["The next update's model is without it.", *remains]
+    lake, registry = open_lake(settings), open_registry(settings)
+    for task in settings.tasks:
+        table, user = entry(task).table, masked(identifier, settings)
+        versions = [
+            version for version in registry.versions(task)
+            if learnt_from_deleted(lake, registry, task, table, version, user)
+        ]
+        if versions:
+            remains.append(
+                f"Versions of {task} that may have learnt from them: {', '.join(map(str, versions))}. The watch asks "
+                f"for a full retrain within the hour (at once: trigger retrain_{task}); its model is without them."
+            )
+    return remains
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.forgetting",
+        description="Deletes a user's or an item's rows from the lake, for good: ingest refuses them from then on. "
+        "The installation is the one of the environment's EVERGREEN_* variables.",
+    )
+    parser.add_argument("kind", choices=list(_COLUMNS), help="what is to be forgotten")
+    parser.add_argument("id", help="an item's id; a user's as the shop has it, or masked as the tables have it")
+    parser.add_argument("--who", default=getpass.getuser(), help="for the log (default: you)")
+    return parser
+
+
+def _ledger(registry: Registry, task: str, version: int) -> Ledger:
+    tags: dict[str, Any] = registry.tags(task, version)
+    return Ledger.from_json(json.loads(tags["evergreen.ledger"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

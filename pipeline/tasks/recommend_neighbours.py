@@ -1,0 +1,181 @@
+"""Which items are chosen together: counted, decayed co-occurrences, the best few of each item.
+
+An item-kNN's table, kept current by each update at the cost of its own rows. Counts decay forward (Cormode et al.,
+"Forward decay", ICDE 2009): a choice at time t counts exp((t - start) / mean life), so that nothing old has to be
+touched when time goes on, and the ratios that the network reads never change by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.tasks.recommend_trends import DAY_US
+
+# Of customers' new items in two weeks of Online Retail the best 20 by cosine found 0.109 and 0.128 with 60 days, 0.101
+# and 0.090 with no decay.
+MEAN_LIFE_DAYS = 60.0
+NEIGHBOURS = 32  # kept of each item; on DIGINETICA Recall@20 lost 0.001 against all of them
+PAIR_HISTORY = 16  # newest items of a history that are paired with what was chosen then
+_FOREVER = 20.0  # mean lives after which everything is counted anew from 1: float32 holds exp(88)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What some examples say of items that go together; lists lie end to end, `offsets` [n + 1] say where each begins.
+
+    Attributes:
+        history_offsets, history: rows of the items before, newest first.
+        target_offsets, targets: rows of what was chosen.
+        times: [n] int64, microseconds since 1970.
+    """
+
+    history_offsets: np.ndarray
+    history: np.ndarray
+    target_offsets: np.ndarray
+    targets: np.ndarray
+    times: np.ndarray
+
+
+class Neighbours:
+    """The table.
+
+    Attributes:
+        index: [items, NEIGHBOURS] int32, the items most often chosen with each, 0: none.
+        value: [items, NEIGHBOURS] float32, how often.
+        seen: [items] float32, how often each was chosen.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was ever chosen."""
+        self._start = 0
+        self.index = np.zeros((1, NEIGHBOURS), np.int32)
+        self.value = np.zeros((1, NEIGHBOURS), np.float32)
+        self.seen = np.zeros(1, np.float32)
+
+    def grow(self, items: int) -> None:
+        """Makes room for `items` rows, row 0 (no item) included."""
+        missing = items - len(self.seen)
+        if missing > 0:
+            self.index = np.concatenate([self.index, np.zeros((missing, NEIGHBOURS), np.int32)])
+            self.value = np.concatenate([self.value, np.zeros((missing, NEIGHBOURS), np.float32)])
+            self.seen = np.concatenate([self.seen, np.zeros(missing, np.float32)])
+
+    def weight(self, times: np.ndarray) -> np.ndarray:
+        """[n] float32: what a choice at each time counts."""
+        return np.exp((times - self._start) / (MEAN_LIFE_DAYS * DAY_US)).astype(np.float32)
+
+    def count(self, chosen: Chosen) -> None:
+        """Counts examples: each basket's items with one another, and with the history's (1 / place)."""
+        if not len(chosen.times):
+            return
+        self._renew(int(chosen.times.max()))
+        weights = self.weight(chosen.times)
+        owner = np.repeat(np.arange(len(weights)), np.diff(chosen.target_offsets))
+        kept = chosen.targets > 0
+        self.seen += np.bincount(
+            chosen.targets[kept], weights[owner[kept]], len(self.seen)
+        ).astype(np.float32)
+        self._merge(*self._pairs(chosen, weights))
+
+    def own(self, places: np.ndarray, in_basket: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """What an example that was counted has added to the pairs of its history's items with each target.
+
+        Args:
+            places: [length] int, of the history's items, from 0.
+            in_basket: [n, length] bool, whether the history's item is a target too.
+            times: [n] int64.
+
+        Returns:
+            [n, length] float32.
+        """
+        return self.weight(times)[:, None] * (1.0 / (1.0 + places)[None, :] + in_basket).astype(np.float32)
+
+    def keep(self, kept: np.ndarray, moved: np.ndarray) -> None:
+        """Drops all rows but `kept` ([m] int, row 0 first); `moved` [items] is each row's new place, 0: gone."""
+        self.seen, self.index, self.value = self.seen[kept], moved[self.index[kept]].astype(np.int32), self.value[kept]
+        self.value[self.index == 0] = 0.0
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """All of it as arrays, for a checkpoint."""
+        return {
+            f"{prefix}/start": np.array([self._start], np.int64), f"{prefix}/index": self.index.copy(),
+            f"{prefix}/value": self.value.copy(), f"{prefix}/seen": self.seen.copy(),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str) -> Neighbours:
+        """The table that `arrays` wrote."""
+        table = cls()
+        table._start = int(arrays[f"{prefix}/start"][0])
+        table.index, table.value, table.seen = (
+            np.array(arrays[f"{prefix}/{name}"]) for name in ("index", "value", "seen")
+        )
+        return table
+
+    def _renew(self, newest: int) -> None:
+        """Moves the start of counting where the weights would grow too large."""
+        if self._start == 0:
+            self._start = newest
+        lives = (newest - self._start) / (MEAN_LIFE_DAYS * DAY_US)
+        if lives > _FOREVER:
+            self.value *= np.float32(np.exp(-lives))
+            self.seen *= np.float32(np.exp(-lives))
+            self._start = newest
+
+    def _pairs(self, chosen: Chosen, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items, what they go with, and how much: both directions of each pair."""
+        sizes = np.diff(chosen.target_offsets)
+        lengths = np.minimum(np.diff(chosen.history_offsets), PAIR_HISTORY)
+        before = _product(chosen.history_offsets[:-1], lengths, chosen.target_offsets[:-1], sizes)
+        basket = _product(chosen.target_offsets[:-1], sizes, chosen.target_offsets[:-1], sizes)
+        old, new = chosen.history[before.left], chosen.targets[before.right]
+        near = weights[before.owner] / (1.0 + before.place)
+        one, other = chosen.targets[basket.left], chosen.targets[basket.right]
+        left = np.concatenate([old, new, one])
+        right = np.concatenate([new, old, other])
+        value = np.concatenate([near, near, weights[basket.owner]]).astype(np.float32)
+        kept = (left > 0) & (right > 0) & (left != right)
+        return left[kept], right[kept], value[kept]
+
+    def _merge(self, left: np.ndarray, right: np.ndarray, value: np.ndarray) -> None:
+        """Adds pairs to the table and keeps the best NEIGHBOURS of each row."""
+        if not len(left):
+            return
+        rows = np.unique(left)
+        held = self.value[rows] > 0
+        left = np.concatenate([np.repeat(rows, held.sum(axis=1)), left]).astype(np.int64)
+        right = np.concatenate([self.index[rows][held], right])
+        value = np.concatenate([self.value[rows][held], value])
+        key, place = np.unique(left * len(self.seen) + right, return_inverse=True)
+        total = np.bincount(place, value, len(key)).astype(np.float32)
+        left, right = key // len(self.seen), (key % len(self.seen)).astype(np.int32)
+        order = np.lexsort((right, -total, left))
+        left, right, total = left[order], right[order], total[order]
+        rank = np.arange(len(left)) - np.searchsorted(left, left)
+        kept = rank < NEIGHBOURS
+        self.index[rows], self.value[rows] = 0, 0.0
+        self.index[left[kept], rank[kept]] = right[kept]
+        self.value[left[kept], rank[kept]] = total[kept]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Every element of one list of an example with every one of another."""
+
+    left: np.ndarray
+    right: np.ndarray
+    place: np.ndarray  # of the left one in its list
+    owner: np.ndarray
+
+
+def _product(
+    left_starts: np.ndarray, left_sizes: np.ndarray, right_starts: np.ndarray, right_sizes: np.ndarray
+) -> _Product:
+    sizes = left_sizes * right_sizes
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    place, other = np.divmod(number, np.maximum(right_sizes[owner], 1))
+    return _Product(left_starts[owner] + place, right_starts[owner] + other, place, owner)

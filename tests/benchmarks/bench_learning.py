@@ -1,0 +1,428 @@
+"""The learner's figures, written to results/learning.json: `make bench-learning`.
+
+Each part lands a real log in a lake and lets several ways of keeping a model fresh foresee it step by step, before they
+learn it (tests/benchmarks/lineage.py). Compared are: never updated, updated with new data only, Evergreen's update, a
+full retrain at each step, the frequency baseline of the gate, and rivals from PyPI trained anew at each step. Costs are
+CPU-seconds of all threads, without the compilation of the step that each process does once (measured and written down).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.evaluation import interval
+from pipeline.settings import REPOSITORY
+from pipeline.tasks.contract import Methods, Schedule
+from tests.benchmarks.lineage import Lineage, ServedLineage, Step, WithoutText, judged, measured_compilation
+from tests.benchmarks.rivals_on_log import rival_answers
+from tests.benchmarks.shop_log import Protocol, ShopLog
+
+RESULTS = REPOSITORY / "tests" / "benchmarks" / "results" / "learning.json"
+SEEDS = (0, 1, 2)
+# DIGINETICA's joint retraining costs minutes a step on two cores: it is made at these steps, and compared there
+JOINT_STEPS = (4, 8, 12, 16)
+COMPARED_SHARE = 0.25  # of DIGINETICA's test sessions, where ways are compared; the target is judged on all of them
+
+Figures = dict[str, float]
+Part = tuple[Figures, dict[str, Any]]
+
+
+def online_retail(seeds: Sequence[int]) -> Part:
+    """Next baskets of weeks 44 to 53: all ways side by side."""
+    with landed("online_retail", seeds[0]) as shop:
+        steps = judged_steps(shop, shop.protocol.first_test_step)
+        compilation = measured_compilation(shop)
+        ours = [ServedLineage.begin(shop, shop.before(steps[0].number))]
+        ours += [Lineage(shop, shop.task.update_schedule, seed).begin(shop.before(steps[0].number)) for seed in seeds[1:]]
+        start = ours[1] if len(ours) > 1 else Lineage(shop, shop.task.update_schedule, seeds[0]).begin(
+            shop.before(steps[0].number)
+        )
+        alone = replace(shop.task.update_schedule, replay_ratio=0.0, least_replayed=0)
+        ways: dict[str, list[Any]] = {
+            "ours": ours, "never updated": [start.copy()], "new data only": [start.copy(alone)],
+        }
+        frames: dict[str, list[list[pd.DataFrame]]] = {name: [[] for _ in way] for name, way in ways.items()}
+        frames |= {"full retrain": [[]], "most bought": [[]], "item-kNN": [[]], "ALS": [[]]}
+        full = Lineage(shop, shop.task.update_schedule, start.seed)
+        rivals_cpu: dict[str, float] = {}
+        for step in steps:
+            if step is not steps[0]:
+                full.begin(shop.before(step.number))
+            else:
+                full.adopt(start)
+            for name, lineages in {**ways, "full retrain": [full]}.items():
+                for place, lineage in enumerate(lineages):
+                    frames[name][place].append(answered(step, lineage.learner))
+            frames["most bought"][0].append(baseline_scores(shop, step))
+            for name, (answers, fresh, cpu) in rival_answers(shop, step).items():
+                frames[name][0].append(judged(step, answers, fresh))
+                rivals_cpu[name] = rivals_cpu.get(name, 0.0) + cpu
+            for name, lineages in ways.items():
+                for lineage in lineages if name != "never updated" else ():
+                    lineage.update(step.number)
+            say(f"online retail, week {step.number}: ours {frames['ours'][0][-1]['recall'].mean():.3f}")
+        pooled = {name: [pd.concat(one) for one in runs] for name, runs in frames.items()}
+        learnt = [step.number for step in steps[:-1]]  # the steps that a full retrain learnt too
+        cost = {
+            "ours": float(np.mean([mean_learning(one, learnt) for one in ours[1:] or [start]])),
+            "new data only": mean_learning(ways["new data only"][0], learnt),
+            "full retrain": mean_learning(full, learnt) - compilation,
+            **{name: cpu / len(steps) for name, cpu in rivals_cpu.items()},
+        }
+        forgotten = forgetting(shop, ours[1:] or ours, steps[-1].number)
+    table = {name: summary(runs) | {"cpu_s_per_step": cost.get(name, 0.0)} for name, runs in pooled.items()}
+    ours_mean, full_mean = mean_of(pooled["ours"], "recall"), mean_of(pooled["full retrain"], "recall")
+    figures = {
+        "online_retail.recall_at_20": ours_mean,
+        "online_retail.ndcg_at_20": mean_of(pooled["ours"], "ndcg"),
+        "online_retail.new_to_user_vs_item_knn":
+            mean_of(pooled["ours"], "fresh_recall") / mean_of(pooled["item-kNN"], "fresh_recall"),
+        "online_retail.quality_vs_full": ours_mean / full_mean,
+        "online_retail.cost_vs_full": cost["ours"] / cost["full retrain"],
+        "forgetting.vs_full": forgotten["ratio"],
+    }
+    by_week = {name: by_step(runs) for name, runs in pooled.items()}
+    served = ours[0]
+    return figures, {
+        "online_retail": table, "online_retail_by_week": by_week, "forgetting": forgotten,
+        "online_retail_served": {
+            "decisions": served.decisions, "whole_job_cpu_s": served.job_cpu_s, "compilation_cpu_s": compilation,
+            "recall": mean_of(pooled["ours"][:1], "recall"),
+            "lesson_cpu_s": {
+                "ours": float(np.mean([one.costs[step].lesson for one in ours[1:] or [start] for step in learnt if step in one.costs])),
+                "full retrain": float(np.mean([full.costs[step].lesson for step in learnt if step in full.costs])),
+            },
+        },
+    }
+
+
+def daily(seeds: Sequence[int]) -> Part:
+    """The same weeks, learnt day by day."""
+    with landed("online_retail", seeds[0], days=1) as shop:
+        lineage = Lineage(shop, shop.task.update_schedule, seeds[0]).begin(-1)
+        never = lineage.copy()
+        frames: dict[str, list[pd.DataFrame]] = {"ours": [], "never updated": [], "most bought": []}
+        for step in judged_steps(shop, 0):
+            if len(step.examples):
+                frames["ours"].append(answered(step, lineage.learner))
+                frames["never updated"].append(answered(step, never.learner))
+                frames["most bought"].append(baseline_scores(shop, step))
+            lineage.update(step.number)
+        days = list(lineage.costs)[1:]
+    table = {name: summary([pd.concat(one)]) for name, one in frames.items()}
+    table["ours"]["cpu_s_per_step"] = mean_learning(lineage, days)
+    return {"online_retail.daily_recall_at_20": table["ours"]["recall"]}, {"online_retail_daily": table}
+
+
+def diginetica(seeds: Sequence[int]) -> Part:
+    """ADER's protocol: every prefix of every session of periods 1 to 16."""
+    with landed("diginetica", seeds[0]) as shop:
+        first = shop.protocol.first_test_step
+        schedule = shop.task.update_schedule
+        alone = replace(schedule, replay_ratio=0.0, least_replayed=0)
+        compilation = measured_compilation(shop)
+        ours = [Lineage(shop, schedule, seed).begin(first - 1) for seed in seeds]
+        ways: dict[str, list[Lineage]] = {
+            "ours": ours, "never updated": [ours[0].copy()], "new data only": [ours[0].copy(alone)],
+        }
+        frames: dict[str, list[list[pd.DataFrame]]] = {name: [[] for _ in way] for name, way in ways.items()}
+        frames |= {"ours, on the compared": [[]], "joint retrain": [[]], "item-kNN": [[]], "ALS": [[]]}
+        joint = Lineage(shop, schedule, seeds[0])
+        known, known_too = shop.items_before(first), shop.items_before(first)
+        for number in shop.steps_from(first):
+            whole = Step.of(shop, number, known)
+            part = Step.of(shop, number, known_too, COMPARED_SHARE)
+            frames["ours"][0].append(answered(whole, ours[0].learner, fresh=False))
+            frames["ours, on the compared"][0].append(answered(part, ours[0].learner, fresh=False))
+            for place, lineage in enumerate(ours[1:], start=1):
+                frames["ours"][place].append(answered(part, lineage.learner, fresh=False))
+            for name in ("never updated", "new data only"):
+                frames[name][0].append(answered(part, ways[name][0].learner, fresh=False))
+            if number in JOINT_STEPS:
+                joint.begin(number - 1)
+                frames["joint retrain"][0].append(answered(part, joint.learner, fresh=False))
+                for name, (answers, _, _) in rival_answers(shop, part).items():
+                    frames[name][0].append(judged(part, answers))
+            for lineage in (*ours, *ways["new data only"]):
+                lineage.update(number)
+            known_items = whole.unseen
+            say(f"diginetica, period {number}: ours {frames['ours'][0][-1].loc[~known_items, 'recall'].mean():.4f}")
+        pooled = {name: [pd.concat(one) for one in runs] for name, runs in frames.items()}
+        learnt = [number - 1 for number in JOINT_STEPS]
+        cost = {
+            "ours": float(np.mean([mean_learning(one, learnt) for one in ours])),
+            "joint retrain": mean_learning(joint, learnt) - compilation,
+        }
+    compared = {
+        name: [one[one["step"].isin(JOINT_STEPS)] for one in runs]
+        for name, runs in pooled.items() if name != "ours"
+    }
+    dropped = {name: [one[~one["unseen"]] for one in runs] for name, runs in pooled.items()}
+    figures = {
+        "diginetica.recall_at_20": mean_of(dropped["ours"][:1], "recall"),
+        "diginetica.mrr_at_20": mean_of(dropped["ours"][:1], "mrr"),
+        "diginetica.recall_at_20_honest": mean_of(pooled["ours"][:1], "recall"),
+        "diginetica.cost_vs_joint": cost["ours"] / cost["joint retrain"],
+    }
+    return {name: 100 * value if "_at_20" in name else value for name, value in figures.items()}, {
+        "diginetica": {name: summary([one[~one["unseen"]] for one in runs]) for name, runs in pooled.items()},
+        "diginetica_honest": {name: summary(runs) for name, runs in pooled.items()},
+        "diginetica_at_joint_steps": {
+            name: summary([one[~one["unseen"]] for one in runs]) for name, runs in compared.items()
+        },
+        "diginetica_cost": {**cost, "compilation_cpu_s": compilation, "joint_passes": joint.passes},
+        "diginetica_by_period": {"ours": by_step(dropped["ours"][:1])},
+    }
+
+
+def forgetting(shop: ShopLog, ours: Sequence[Lineage], last: int) -> dict[str, Any]:
+    """Quality on the windows of half a year ago, after all updates, beside a full retrain that has learnt the same."""
+    full = Lineage(shop, shop.task.update_schedule, ours[0].seed).begin(last)
+    old = [Step.of(shop, number, shop.items_before(number)) for number in shop.steps_from(last - 26)[:4]]
+    ours_recall = [float(np.mean(pd.concat([answered(step, one.learner) for step in old])["recall"])) for one in ours]
+    full_recall = float(np.mean(pd.concat([answered(step, full.learner) for step in old])["recall"]))
+    weeks = [step.number for step in old]
+    return {"weeks": weeks, "ours": ours_recall, "full": full_recall, "ratio": float(np.mean(ours_recall)) / full_recall}
+
+
+def new_items(seeds: Sequence[int]) -> Part:
+    """Items on the day of their first sale: the model knows their title, and nobody has bought them yet."""
+    runs: dict[str, list[tuple[int, float]]] = {"with text": [], "without text": []}
+    with landed("online_retail", seeds[0]) as shop:
+        first = shop.protocol.first_test_step
+        for seed in seeds:
+            for name in runs:
+                task = shop.task if name == "with text" else WithoutText(shop.task)
+                lineage = Lineage(replace_task(shop, task), shop.task.update_schedule, seed).begin(shop.before(first))
+                hits, targets = 0.0, 0
+                for number in shop.steps_from(first):
+                    found, wanted = lineage.on_first_day(number)
+                    hits, targets = hits + found, targets + wanted
+                    lineage.update(number)
+                runs[name].append((targets, hits / targets))
+                say(f"new items, {name}, seed {seed}: {hits / targets:.4f} of {targets}")
+    means = {name: float(np.mean([recall for _, recall in one])) for name, one in runs.items()}
+    floor = 0.5 / runs["with text"][0][0]  # nothing found at all counts as half a hit
+    ratio = means["with text"] / max(means["without text"], floor)
+    return {"new_items.vs_without_text": ratio}, {"new_items": {**means, "targets": runs["with text"][0][0]}}
+
+
+def aging(seeds: Sequence[int]) -> Part:
+    """Quality against the weeks since the last update, and since the last full retrain."""
+    with landed("online_retail", seeds[0]) as shop:
+        first = shop.protocol.first_step
+        ours = Lineage(shop, shop.task.update_schedule, seeds[0]).begin(first - 1)
+        never = ours.copy()
+        rows = []
+        for step in judged_steps(shop, first):
+            row = {"weeks": step.number - first, "ours": recall(step, ours), "never updated": recall(step, never)}
+            if step.number > first and (step.number - first) % 4 == 0:
+                row["full retrain"] = recall(step, Lineage(shop, ours.schedule, seeds[0]).begin(shop.before(step.number)))
+            rows.append(row)
+            ours.update(step.number)
+            say(f"aging, {row}")
+    return {}, {"aging": rows}
+
+
+# what is switched on, one at a time, beside the default update
+METHODS: Mapping[str, Callable[[Schedule], Schedule]] = {
+    "default": lambda schedule: schedule,
+    "no replay": lambda schedule: replace(schedule, replay_ratio=0.0, least_replayed=0),
+    "replay: twice as much": lambda schedule: replace(schedule, replay_ratio=2.0 * schedule.replay_ratio, least_replayed=1024),
+    "replay: recent days": lambda schedule: with_methods(schedule, replay="recent"),
+    "replay: highest loss": lambda schedule: with_methods(schedule, replay="loss"),
+    "distillation 1": lambda schedule: with_methods(schedule, distillation=1.0),
+    "L2 pull 0.1": lambda schedule: with_methods(schedule, l2_pull=0.1),
+    "EWC 1000": lambda schedule: with_methods(schedule, ewc=1000.0),
+    "dropout 0": lambda schedule: with_methods(schedule, dropout=0.0),
+    "dropout 0.2": lambda schedule: with_methods(schedule, dropout=0.2),
+    "no early stopping, 4 passes": lambda schedule: replace(schedule, epochs=4, patience_epochs=99),
+    "learning rate by trials": lambda schedule: with_methods(schedule, rate_trials=4),
+    "learning rate / 10": lambda schedule: replace(schedule, learning_rate=schedule.learning_rate / 10),
+    "AdamW 0.1": lambda schedule: with_methods(schedule, optimizer="adamw", weight_decay=0.1),
+    "Adafactor": lambda schedule: with_methods(schedule, optimizer="adafactor"),
+    "FGM 0.1": lambda schedule: with_methods(schedule, adversarial_radius=0.1),
+    "history mask 0.2": lambda schedule: with_methods(schedule, history_mask=0.2),
+    "history crop 0.2": lambda schedule: with_methods(schedule, history_crop=0.2),
+    "averaged with the start 0.5": lambda schedule: with_methods(schedule, average_with_start=0.5),
+    "shrink 0.9, perturb 0.01": lambda schedule: with_methods(schedule, shrink=0.9, perturb=0.01),
+}
+
+
+def methods(seeds: Sequence[int]) -> Part:
+    """Each method of the field beside the default update, on Online Retail's weeks."""
+    table: dict[str, Any] = {}
+    with landed("online_retail", seeds[0]) as shop:
+        steps = judged_steps(shop, shop.protocol.first_test_step)
+        starts = [
+            Lineage(shop, shop.task.update_schedule, seed).begin(shop.before(steps[0].number)) for seed in seeds
+        ]
+        for name, changed in METHODS.items():
+            lineages = [start.copy(changed(shop.task.update_schedule)) for start in starts]
+            frames: list[list[pd.DataFrame]] = [[] for _ in lineages]
+            for step in steps:
+                for place, lineage in enumerate(lineages):
+                    frames[place].append(answered(step, lineage.learner))
+                    lineage.update(step.number)
+            learnt = [step.number for step in steps]
+            table[name] = summary([pd.concat(one) for one in frames]) | {
+                "cpu_s_per_step": float(np.mean([mean_learning(one, learnt) for one in lineages]))
+            }
+            say(f"methods, {name}: {table[name]['recall']:.4f}")
+    return {}, {"methods": table}
+
+
+def growth(seeds: Sequence[int]) -> Part:
+    """What an update costs as catalogue and history grow, memory, and where sampling begins to pay."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.bench_growth"], check=True, capture_output=True, text=True, cwd=REPOSITORY
+    ).stdout
+    found = json.loads(answer[answer.index("{"):])
+    return {name: value for name, value in found.items() if name.startswith("growth.")}, {"growth": found}
+
+
+def step(seeds: Sequence[int]) -> Part:
+    """Steps a second of the training loop beside a bare TensorFlow loop of the same arithmetic."""
+    from tests.benchmarks.lineage import measured_steps
+
+    with landed("online_retail", seeds[0]) as shop:
+        found = measured_steps(shop, shop.before(shop.protocol.first_test_step), seeds[0])
+    return {"step.vs_bare_loop": found["vs_bare_loop"]}, {"step": found}
+
+
+PARTS: Mapping[str, Callable[[Sequence[int]], Part]] = {
+    "online_retail": online_retail, "diginetica": diginetica, "new_items": new_items, "growth": growth, "step": step,
+    "aging": aging, "methods": methods, "daily": daily,
+}
+
+
+def with_methods(schedule: Schedule, **chosen: Any) -> Schedule:
+    """The schedule with some methods switched on."""
+    return replace(schedule, methods=replace(schedule.methods or Methods(), **chosen))
+
+
+@contextmanager
+def landed(name: str, seed: int, days: int | None = None):
+    """The data set's log in a lake of its own, for as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
+        say(f"{name}: landing the log")
+        yield ShopLog.land(Protocol.read(name), Path(folder), seed, days=days)
+
+
+def replace_task(shop: ShopLog, task: Any) -> ShopLog:
+    """The same log, learnt by another task."""
+    other = ShopLog(shop.protocol, shop.settings, shop.versions)
+    other.__dict__["task"] = task
+    return other
+
+
+def judged_steps(shop: ShopLog, first: int) -> list[Step]:
+    """The steps from `first` on, to be foreseen."""
+    known = shop.items_before(first) if first in shop.versions else shop.items_before(shop.steps_from(first)[0])
+    return [Step.of(shop, number, known) for number in shop.steps_from(first)]
+
+
+def answered(step: Step, learner: Any, *, fresh: bool = True) -> pd.DataFrame:
+    """What a model foresees of a step."""
+    answers = learner.answers(step.examples)
+    return judged(step, answers, learner.answers(step.examples, new_only=True) if fresh else None)
+
+
+def recall(step: Step, lineage: Lineage) -> float:
+    """A lineage's recall@20 on a step."""
+    return float(judged(step, lineage.learner.answers(step.examples))["recall"].mean())
+
+
+def baseline_scores(shop: ShopLog, step: Step) -> pd.DataFrame:
+    """The gate's plain baseline; it knows what was popular until the day before each basket."""
+    frame = shop.task.baseline(shop.tables(step.number), step.examples).frame
+    return pd.DataFrame({
+        "step": step.number, "unit": frame["unit"], "unseen": step.unseen, "recall": frame["recall@20"],
+        "ndcg": frame["ndcg@20"], "mrr": frame["mrr@20"], "fresh_recall": np.nan,
+    })
+
+
+def mean_learning(lineage: Lineage, steps: Sequence[int]) -> float:
+    """CPU-seconds of growth and training, mean over those of the steps that the lineage learnt."""
+    return float(np.mean([lineage.costs[number].learning for number in steps if number in lineage.costs]))
+
+
+def mean_of(runs: Sequence[pd.DataFrame], metric: str) -> float:
+    """The mean over examples, mean over runs."""
+    return float(np.mean([one[metric].mean() for one in runs]))
+
+
+def summary(runs: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """Means over examples and runs; the interval is a bootstrap over users of the first run (users weigh alike)."""
+    first = runs[0]
+    _, low, high = interval(first["recall"].to_numpy(), first["unit"].to_numpy(), seed=0)
+    metrics = [name for name in ("recall", "ndcg", "mrr", "fresh_recall") if name in first and first[name].notna().any()]
+    return {name: mean_of(runs, name) for name in metrics} | {
+        "recall_by_seed": [float(one["recall"].mean()) for one in runs], "user_interval": [low, high],
+        "examples": [len(one) for one in runs],
+    }
+
+
+def by_step(runs: Sequence[pd.DataFrame]) -> dict[str, float]:
+    """Recall by step, mean over runs."""
+    means = [one.groupby("step")["recall"].mean() for one in runs]
+    return {str(number): float(value) for number, value in (sum(means) / len(means)).items()}
+
+
+def say(line: str) -> None:
+    """Progress for people, with the time."""
+    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+
+
+def write(figures: Figures, tables: Mapping[str, Any], part: str, seeds: Sequence[int], seconds: float) -> None:
+    """Puts a part's figures into the results, beside those of the other parts."""
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"figures": {}, "tables": {}, "parts": {}}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY).stdout.strip()
+    result["commit"], result["seeds"], result["machine"] = commit, list(SEEDS), f"{os.cpu_count()} x {platform.machine()}"
+    result["protocol"] = {
+        "online_retail": "protocols/online_retail.toml", "diginetica": "protocols/diginetica.toml",
+        "joint_steps": list(JOINT_STEPS), "compared_share": COMPARED_SHARE,
+        "cost": "CPU-seconds of growth and training in a warm process; lessons, scoring and compilation are apart",
+    }
+    result["parts"][part] = {
+        "commit": commit, "seeds": list(seeds), "seconds": round(seconds), "load": [round(one, 1) for one in os.getloadavg()]
+    }
+    result["figures"] = dict(sorted({**result["figures"], **figures}.items()))
+    result["tables"] = {**result["tables"], **tables}
+    RESULTS.parent.mkdir(exist_ok=True)
+    unfinished = RESULTS.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(result, indent=1, default=float) + "\n")
+    os.replace(unfinished, RESULTS)
+
+
+def main() -> None:
+    """Runs the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    chosen = parser.parse_args()
+    for part in chosen.parts:
+        started = time.monotonic()
+        figures, tables = PARTS[part](chosen.seeds)
+        write(figures, tables, part, chosen.seeds, time.monotonic() - started)
+        say(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

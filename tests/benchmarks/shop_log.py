@@ -1,0 +1,147 @@
+"""A shop's past log in a real lake, step by step: what the learning benchmark learns from.
+
+A data set is one file in `protocols/`: how to read it (SQL and a mapping as for `make run`), how long a step is and
+which steps are predicted. Every step is landed and ingested by Evergreen's own code; the table versions after it are
+remembered, so that any number of lineages can learn the same log in the same order.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from pipeline.ingest import ingest
+from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.settings import REPOSITORY, Settings
+from pipeline.sources.mapping import mapping_of
+from pipeline.sources.replay import MappedLog
+from pipeline.tasks.catalogue import task_named
+from pipeline.tasks.contract import Task
+from pipeline.window import Window
+
+PROTOCOLS = Path(__file__).with_name("protocols")
+DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One data set and how it is learnt.
+
+    Attributes:
+        name: of the data set.
+        data: the log.
+        origin: time at which step 0 begins.
+        step_days: length of a step.
+        first_step: the steps before it are loaded in one piece.
+        first_test_step, last_test_step: the steps that are predicted, both included.
+        prepare: DuckDB's SQL that reads the log; `{data}` is its path.
+        mapping: the mapping of the columns that `prepare` gives.
+    """
+
+    name: str
+    data: Path
+    origin: datetime
+    step_days: int
+    first_step: int
+    first_test_step: int
+    last_test_step: int
+    prepare: str
+    mapping: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, name: str, data: Path | None = None) -> Protocol:
+        """The protocol in `protocols/<name>.toml`; `data` in place of the shared file."""
+        text = tomllib.loads((PROTOCOLS / f"{name}.toml").read_text())
+        path = data or DATA / text["data"]
+        if not path.is_file():
+            raise FileNotFoundError(f"The data set {name!r} must lie at {path}; it does not. Give its path: --data.")
+        return cls(**{**text, "data": path, "origin": datetime.fromisoformat(text["origin"])})
+
+    def step_of(self, time: datetime) -> int:
+        """The step in which a time lies."""
+        return (time - self.origin) // timedelta(days=self.step_days)
+
+
+@dataclass(frozen=True)
+class ShopLog:
+    """The log in a lake.
+
+    Attributes:
+        protocol: what was landed.
+        settings: the installation's.
+        versions: step -> table -> version after that step.
+    """
+
+    protocol: Protocol
+    settings: Settings
+    versions: Mapping[int, Mapping[str, int]]
+
+    @classmethod
+    def land(cls, protocol: Protocol, home: Path, seed: int, encoder: str = "minilm", days: int | None = None) -> ShopLog:
+        """Lands and ingests the whole log below `home`, by the protocol's steps or, in the test steps, by `days`."""
+        home.mkdir(parents=True, exist_ok=True)
+        log = home / "log.parquet"
+        sql = protocol.prepare.format(data=protocol.data)
+        duckdb.execute(f"SET TimeZone = 'UTC'; COPY ({sql}) TO '{log}' (FORMAT parquet)")
+        source = MappedLog(mapping_of(dict(protocol.mapping), PROTOCOLS / f"{protocol.name}.toml"), str(log))
+        settings = Settings(
+            home=home, landing=str(home / "landing"), lake=str(home / "lake"), reports=home / "reports",
+            tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mask_key="k" * 64, seed=seed, encoder=encoder,
+            absent_columns=source.absent_columns,
+        )
+        lake = open_lake(settings)
+        versions: dict[int, dict[str, int]] = {}
+        for step, windows in cls._steps(protocol, source.windows, days).items():
+            source.land(windows, home / "landing")
+            ingest(windows, settings, lambda line: None)
+            versions[step] = {table: lake.version(table) for table in ("events", "items")}
+        return cls(protocol, settings, versions)
+
+    @staticmethod
+    def _steps(protocol: Protocol, windows: Sequence[Window], days: int | None) -> dict[int, list[Window]]:
+        """The windows by step, those before the first in one; with `days` by so many days from the first test on."""
+        steps: dict[int, list[Window]] = {}
+        for window in windows:
+            step = protocol.step_of(window.start)
+            if step > protocol.last_test_step:
+                continue
+            if days is None:
+                number = max(step, protocol.first_step - 1)
+            else:
+                number = -1 if step < protocol.first_test_step else (window.start - protocol.origin) // timedelta(days=days)
+            steps.setdefault(number, []).append(window)
+        return steps
+
+    @cached_property
+    def lake(self) -> Lake:
+        """Where the tables are."""
+        return open_lake(self.settings)
+
+    @cached_property
+    def task(self) -> Task:
+        """The recommender's."""
+        return task_named("recommend", self.settings, self.lake)
+
+    def tables(self, step: int) -> Snapshot:
+        """The tables as they were after a step."""
+        return Snapshot(self.lake, self.versions[step])
+
+    def steps_from(self, first: int) -> list[int]:
+        """The steps from `first` on, in order."""
+        return [step for step in sorted(self.versions) if step >= first]
+
+    def items_before(self, step: int) -> set[str]:
+        """The items seen before a step."""
+        return set(self.tables(self.before(step)).arrow("events", ["item_id"])["item_id"].unique().to_pylist())
+
+    def before(self, step: int) -> int:
+        """The step before."""
+        steps = sorted(self.versions)
+        return steps[steps.index(step) - 1]
