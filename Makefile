@@ -13,7 +13,7 @@ run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) --tasks "$(TA
   $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-slow lint bench-loop tables lock clean
+.PHONY: help setup run up down status test test-slow lint bench-loop bench-learning tables lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,9 @@ lint: setup ## Style and types
 
 bench-loop: setup ## Measure ingest, checks, freshness and a request; writes tests/benchmarks/results/loop.json
 	$(RUN) tests.benchmarks.bench_loop
+
+bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_retail growth"); writes results/learning.json
+	$(RUN) tests.benchmarks.bench_learning $(PARTS)
 
 tables: setup ## Write the measured figures into the README
 	$(RUN) tests.benchmarks.tables

@@ -179,12 +179,14 @@ def _items(numbers: np.ndarray, window: Window) -> pa.Table:
 def _events(draw: np.random.Generator, size: ShopSize, window: Window, count: int) -> pa.Table:
     # the popular head is the same whatever the catalogue's size, so that the change is: 5,000 items of Zipf's law
     items = np.minimum((draw.pareto(0.8, count) * 10).astype(int), 4_999)
+    # customers come and go: a longer history is that of more customers, and those of the change are of the last month
+    generation = (size.days - 1 - min((window.start - START).days, size.days - 1)) // 30
     times = np.sort(draw.integers(0, 3600 * 1_000_000, count)) + int(window.start.timestamp() * 1e6)
     return _table(EVENTS.table_schema, window, count, {
         "event_id": np.char.add(f"{window.folder}-", np.arange(count).astype(str)),
         "event_type": np.array(["purchase", "view"])[draw.integers(0, 2, count)],
         "event_time": pa.array(times, pa.int64()).cast(TIME),
-        "user_id": np.char.add("u", draw.integers(0, size.users, count).astype(str)),
+        "user_id": np.char.add(f"u{generation}-", draw.integers(0, size.users, count).astype(str)),
         "item_id": np.char.add("i", items.astype(str)), "quantity": np.ones(count), "price": np.ones(count),
     })
 

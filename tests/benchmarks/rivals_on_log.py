@@ -52,7 +52,8 @@ def _tests(shop: ShopLog, step: Step) -> pa.Table:
         filter=pc.field("user_id").isin(pc.unique(table["unit"]).combine_chunks()),
     ).sort_by([("event_time", "ascending"), ("item_id", "ascending")])
     before: dict[str, list[tuple[object, str]]] = {}
-    for user, time, item in zip(*(events[name].to_pylist() for name in ("user_id", "event_time", "item_id")), strict=True):
+    columns = (events[name].to_pylist() for name in ("user_id", "event_time", "item_id"))
+    for user, time, item in zip(*columns, strict=True):
         before.setdefault(user, []).append((time, item))
     histories = [
         [item for moment, item in before[user] if moment < time]

@@ -7,6 +7,7 @@ remembered, so that any number of lineages can learn the same log in the same or
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,10 +85,15 @@ class ShopLog:
     versions: Mapping[int, Mapping[str, int]]
 
     @classmethod
-    def land(cls, protocol: Protocol, home: Path, seed: int, encoder: str = "minilm", days: int | None = None) -> ShopLog:
-        """Lands and ingests the whole log below `home`, by the protocol's steps or, in the test steps, by `days`."""
+    def land(
+        cls, protocol: Protocol, home: Path, seed: int, encoder: str = "minilm", days: int | None = None
+    ) -> ShopLog:
+        """Lands and ingests the whole log below `home`, by the protocol's steps or, in the test steps, by `days`.
+
+        What was landed there before, to its end, is taken as it is.
+        """
         home.mkdir(parents=True, exist_ok=True)
-        log = home / "log.parquet"
+        log, noted = home / "log.parquet", home / "versions.json"
         sql = protocol.prepare.format(data=protocol.data)
         duckdb.execute(f"SET TimeZone = 'UTC'; COPY ({sql}) TO '{log}' (FORMAT parquet)")
         source = MappedLog(mapping_of(dict(protocol.mapping), PROTOCOLS / f"{protocol.name}.toml"), str(log))
@@ -96,12 +102,15 @@ class ShopLog:
             tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mask_key="k" * 64, seed=seed, encoder=encoder,
             absent_columns=source.absent_columns,
         )
+        if noted.is_file():
+            return cls(protocol, settings, {int(step): one for step, one in json.loads(noted.read_text()).items()})
         lake = open_lake(settings)
         versions: dict[int, dict[str, int]] = {}
         for step, windows in cls._steps(protocol, source.windows, days).items():
             source.land(windows, home / "landing")
             ingest(windows, settings, lambda line: None)
             versions[step] = {table: lake.version(table) for table in ("events", "items")}
+        noted.write_text(json.dumps(versions))
         return cls(protocol, settings, versions)
 
     @staticmethod
@@ -115,7 +124,8 @@ class ShopLog:
             if days is None:
                 number = max(step, protocol.first_step - 1)
             else:
-                number = -1 if step < protocol.first_test_step else (window.start - protocol.origin) // timedelta(days=days)
+                day = (window.start - protocol.origin) // timedelta(days=days)
+                number = -1 if step < protocol.first_test_step else day
             steps.setdefault(number, []).append(window)
         return steps
 

@@ -58,8 +58,8 @@ def rank(
         trained = time.process_time()
         histories = counts_of_histories(tests, items)
         positions, _ = model.recommend(
-            np.arange(len(tests)), histories, N=RANKED_ITEMS, filter_already_liked_items=new_only, recalculate_user=True,
-            items=rankable(items, catalogue),
+            np.arange(len(tests)), histories, N=RANKED_ITEMS, filter_already_liked_items=new_only,
+            recalculate_user=True, items=rankable(items, catalogue),
         )  # fmt: skip
         known = np.diff(histories.indptr) > 0  # of the others the factors are zero, and so every score
         ranked = as_ids(np.where(known[:, None], positions, -1), items)

@@ -20,6 +20,11 @@ from rectools.models.nn.transformers.lightning import TransformerLightningModule
 
 RANKED_ITEMS = 20
 THREADS = 2
+LONGEST_SEQUENCE = 50  # items; TODO
+VALIDATION_USERS = 1000
+LEAST_STEPS = 500  # before early stopping may stop: a small shop has few steps an epoch
+MOST_EPOCHS = 30
+PATIENCE_EPOCHS = 2
 
 
 class RealPositions(TransformerLightningModule):
@@ -79,3 +84,35 @@ class KeepBest(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the best weights back."""
         pl_module.load_state_dict(self.weights)
+
+
+def sequences(users: Sequence[object], items: pa.ListArray) -> pd.DataFrame:
+    """RecTools' interactions, one row per item, in the order given: the row's number stands for the time."""
+    row = pc.list_parent_indices(items).to_numpy()
+    return pd.DataFrame(
+        {
+            Columns.User: np.asarray(users, dtype=object)[row],
+            Columns.Item: pc.list_flatten(items).to_numpy(zero_copy_only=False),
+            Columns.Weight: 1.0,
+            Columns.Datetime: pd.to_datetime(np.arange(len(row)), unit="s"),
+        }
+    )
+
+
+def in_pieces(interactions: pd.DataFrame, longest: int) -> pd.DataFrame:
+    """Cut each user's items into pieces of at most `longest`, counted from the newest, each a user of its own.
+
+    The library reads the newest `session_max_len` items of a user and drops the rest; so nothing is dropped.
+    """
+    from_the_end = interactions.groupby(Columns.User).cumcount(ascending=False)
+    piece = interactions[Columns.User] + "/" + (from_the_end // longest).astype(str)
+    return interactions.assign(**{Columns.User: piece})
+
+
+def last_items_of_some_users(interactions: pd.DataFrame, seed: int) -> np.ndarray:
+    """Whether a row is held out for validation: the newest item of up to VALIDATION_USERS users of three or more."""
+    sizes = interactions.groupby(Columns.User, sort=True).size()
+    able = sizes.index[sizes >= 3].to_numpy()
+    chosen = np.random.default_rng(seed).permutation(able)[: min(VALIDATION_USERS, len(able) // 5 + 1)]
+    newest = ~interactions.duplicated(Columns.User, keep="last")
+    return (newest & interactions[Columns.User].isin(chosen)).to_numpy()
