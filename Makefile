@@ -13,7 +13,7 @@ run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) --tasks "$(TA
   $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-slow lint bench-loop bench-learning tables lock clean
+.PHONY: help setup run up down status test test-slow lint bench-loop bench-learning bench-rivals-env tables lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,15 @@ bench-loop: setup ## Measure ingest, checks, freshness and a request; writes tes
 bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_retail growth"); writes results/learning.json
 	$(RUN) tests.benchmarks.bench_learning $(PARTS)
 
+bench-rivals-env: .venv-rivals/ready ## Install the sequence recommender of bench-learning into .venv-rivals
+
+# torch as a CPU build: from the folder of wheels that pip knows of, or else from where uv finds that build
+.venv-rivals/ready: tests/benchmarks/rivals/requirements.lock | .venv/ready
+	$(PYTHON) -m venv .venv-rivals
+	$(BIN)/uv pip sync --quiet --python .venv-rivals/bin/python --require-hashes \
+	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu) $<
+	@touch $@
+
 tables: setup ## Write the measured figures into the README
 	$(RUN) tests.benchmarks.tables
 
@@ -66,4 +75,4 @@ lock: ## Resolve pyproject.toml anew into requirements.lock
 
 clean: ## Remove what was installed and everything that runs made (asks nothing)
 	-$(RUN) pipeline.installation down
-	rm -rf .venv .evergreen .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-rivals .evergreen .pytest_cache .mypy_cache .ruff_cache

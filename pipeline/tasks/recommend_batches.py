@@ -21,7 +21,9 @@ from pipeline.tasks.recommend_neighbours import PAIR_HISTORY, Chosen, Neighbours
 from pipeline.tasks.recommend_trends import Trends
 from pipeline.vocabulary import Vocabulary
 
-EXACT_ITEMS = 8192  # up to so many items the softmax is over all of them
+# Up to so many items the softmax is over all of them: no sampling error. A step of 128 costs 60 CPU-ms with 8,000 items
+# (sampled: 34), 109 with 16,000 (35), 395 with 64,000 (35); the break-even is at 2,000 (bench_growth.py, two cores).
+EXACT_ITEMS = 8192
 SAMPLED_ITEMS = 2048  # beyond, over so many draws
 _SAMPLING_POWER = 0.75  # word2vec's (Mikolov et al. 2013): between how often items are chosen and all alike
 

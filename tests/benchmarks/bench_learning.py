@@ -133,7 +133,7 @@ def daily(seeds: Sequence[int]) -> Part:
 
 
 def diginetica(seeds: Sequence[int]) -> Part:
-    """ADER's protocol, every prefix of SESSIONS_SHARE of the sessions of periods 1 to 16 (EVERGREEN_BENCH_SHARE=1: all)."""
+    """ADER's protocol, periods 1 to 16, on SESSIONS_SHARE of the sessions (EVERGREEN_BENCH_SHARE=1: on all)."""
     share = float(os.environ.get("EVERGREEN_BENCH_SHARE", SESSIONS_SHARE))
     with landed("diginetica", seeds[0]) as shop:
         first = shop.protocol.first_test_step
@@ -269,6 +269,7 @@ METHODS: Mapping[str, Callable[[Schedule], Schedule]] = {
 def methods(seeds: Sequence[int]) -> Part:
     """Each method of the field beside the default update, on Online Retail's weeks."""
     table: dict[str, Any] = {}
+    lessons: dict[tuple[Any, ...], Any] = {}
     with landed("online_retail", seeds[0]) as shop:
         steps = judged_steps(shop, shop.protocol.first_test_step)
         starts = [
@@ -276,6 +277,8 @@ def methods(seeds: Sequence[int]) -> Part:
         ]
         for name, changed in METHODS.items():
             lineages = [start.copy(changed(shop.task.update_schedule)) for start in starts]
+            for lineage in lineages:
+                lineage.lessons = lessons
             frames: list[list[pd.DataFrame]] = [[] for _ in lineages]
             for step in steps:
                 for place, lineage in enumerate(lineages):
@@ -321,7 +324,7 @@ def with_methods(schedule: Schedule, **chosen: Any) -> Schedule:
 
 @contextmanager
 def landed(name: str, seed: int, days: int | None = None) -> Iterator[ShopLog]:
-    """The data set's log in a lake, landed once for all parts where EVERGREEN_BENCH_HOME says where, and a registry of its own."""
+    """The data set's log in a lake (kept for other parts below EVERGREEN_BENCH_HOME), with a registry of its own."""
     with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
         home = Path(os.environ.get("EVERGREEN_BENCH_HOME", folder)) / (name if days is None else f"{name}-{days}d")
         if not (home / "versions.json").is_file():

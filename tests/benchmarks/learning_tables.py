@@ -78,7 +78,7 @@ def page() -> str:
     titles = {
         "online_retail": "Online Retail, weekly: next baskets of weeks 44 to 53",
         "online_retail_daily": "Online Retail, the same weeks day by day",
-        "diginetica": "DIGINETICA, periods 1 to 16, unseen targets dropped (joint retrain and rivals: at the joint steps only)",
+        "diginetica": "DIGINETICA, unseen targets dropped (joint retrain and rivals at the joint steps only)",
         "diginetica_honest": "DIGINETICA, unseen targets counted as misses (the same)",
         "diginetica_at_joint_steps": "DIGINETICA, where joint retraining was made, same sessions, unseen dropped",
         "methods": "Methods of the field, each beside the default update (Online Retail, weekly)",

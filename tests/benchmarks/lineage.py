@@ -60,12 +60,15 @@ class Lineage:
         schedule: of the updates.
         seed: of weights, shuffling and replay.
         costs: by step, of learning it.
+        lessons: lessons that lineages with the same first model and replay share, so that each is made once; None:
+            each lineage makes its own, and its cost counts.
     """
 
     shop: ShopLog
     schedule: Schedule
     seed: int
     costs: dict[int, Cost] = field(default_factory=dict)
+    lessons: dict[tuple[Any, ...], Lesson] | None = None
 
     def begin(self, step: int, days: int | None = None) -> Lineage:
         """Trains from the base on everything up to `step`."""
@@ -107,6 +110,15 @@ class Lineage:
 
     def lesson(self, step: int) -> Lesson:
         """What an update of `step` would read."""
+        replay = (self.schedule.replay_ratio, self.schedule.least_replayed, self.schedule.methods.replay)
+        key = (self.seed, step, *replay)
+        if self.lessons is None or self.schedule.methods.replay == "loss":
+            return self._lesson(step)
+        if key not in self.lessons:
+            self.lessons[key] = self._lesson(step)
+        return self.lessons[key]
+
+    def _lesson(self, step: int) -> Lesson:
         task = _WithSchedule(self.shop.task, self.schedule)
         start = self.ledger.versions[task.table]
         return lesson_of_change(

@@ -49,7 +49,7 @@ def _tests(shop: ShopLog, step: Step) -> pa.Table:
     table = step.examples.table
     events = shop.tables(step.number).arrow(
         "events", ["user_id", "event_time", "item_id"],
-        filter=pc.field("user_id").isin(pc.unique(table["unit"]).combine_chunks()),
+        filter=pc.field("user_id").isin(pc.unique(table["unit"])),
     ).sort_by([("event_time", "ascending"), ("item_id", "ascending")])
     before: dict[str, list[tuple[object, str]]] = {}
     columns = (events[name].to_pylist() for name in ("user_id", "event_time", "item_id"))

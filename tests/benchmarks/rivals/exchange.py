@@ -81,7 +81,7 @@ def as_ids(positions: np.ndarray, items: pa.StringArray) -> np.ndarray:
 
     `positions`: int, [tests, at most RANKED_ITEMS], best first.
     """
-    ids = np.append(items.to_numpy(zero_copy_only=False).astype(object), None)  # position -1 is None
+    ids = np.array([*items.to_pylist(), None], object)  # position -1 is None
     ranked = np.full((len(positions), RANKED_ITEMS), None, object)
     ranked[:, : positions.shape[1]] = ids[np.maximum(positions, -1)]
     return ranked

@@ -3,8 +3,9 @@
     python sequence_worker.py FOLDER SEED
 
 FOLDER holds train.parquet, tests.parquet (columns as in exchange.py) and catalogue.parquet (`item`); ranked.parquet
-(`items`, list<string>, one row per test, best first) and cost.json (`rank_cpu_s`) are written beside them. This file
-imports nothing of this project: its environment has torch, ours has not.
+(`items`, and `new_items` without what the history holds: list<string>, one row per test, best first) and cost.json
+(`rank_cpu_s`, `new_rank_cpu_s`) are written beside them. This file imports nothing of this project: its environment has
+torch, ours has not.
 
 The library's network, data preparation and ranking are used as they are, through its documented hooks. Only the loss
 is written here: the library's own softmax computes every padded position over the whole catalogue, and its sampled one
@@ -14,8 +15,25 @@ positions only and shares the negatives within a batch (0.1 s).
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import EarlyStopping
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+from rectools.models.nn.item_net import IdEmbeddingsItemNet
 from rectools.models.nn.transformers.lightning import TransformerLightningModule
 
 RANKED_ITEMS = 20
@@ -25,6 +43,12 @@ VALIDATION_USERS = 1000
 LEAST_STEPS = 500  # before early stopping may stop: a small shop has few steps an epoch
 MOST_EPOCHS = 30
 PATIENCE_EPOCHS = 2
+BATCH = 128
+LEARNING_RATE = 0.003
+DROPOUT = 0.2
+NEGATIVES = 1024
+TEMPERATURE = 0.07
+ITEM_SCALE = 0.125
 
 
 class RealPositions(TransformerLightningModule):
@@ -86,12 +110,12 @@ class KeepBest(Callback):
         pl_module.load_state_dict(self.weights)
 
 
-def sequences(users: Sequence[object], items: pa.ListArray) -> pd.DataFrame:
+def sequences(users: np.ndarray, items: pa.ListArray) -> pd.DataFrame:
     """RecTools' interactions, one row per item, in the order given: the row's number stands for the time."""
     row = pc.list_parent_indices(items).to_numpy()
     return pd.DataFrame(
         {
-            Columns.User: np.asarray(users, dtype=object)[row],
+            Columns.User: users[row],
             Columns.Item: pc.list_flatten(items).to_numpy(zero_copy_only=False),
             Columns.Weight: 1.0,
             Columns.Datetime: pd.to_datetime(np.arange(len(row)), unit="s"),
@@ -116,3 +140,74 @@ def last_items_of_some_users(interactions: pd.DataFrame, seed: int) -> np.ndarra
     chosen = np.random.default_rng(seed).permutation(able)[: min(VALIDATION_USERS, len(able) // 5 + 1)]
     newest = ~interactions.duplicated(Columns.User, keep="last")
     return (newest & interactions[Columns.User].isin(chosen)).to_numpy()
+
+
+def trainer(least_epochs: int) -> Trainer:
+    """RecTools' trainer with early stopping on the held-out items, silent and without files."""
+    stop = EarlyStopping(monitor="val_loss", patience=PATIENCE_EPOCHS)
+    return Trainer(
+        min_epochs=least_epochs, max_epochs=max(least_epochs, MOST_EPOCHS), callbacks=[stop, KeepBest()],
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+
+
+def fitted(train: pa.Table, seed: int) -> SASRecModel:
+    """SASRec trained from scratch on `train`, of the epoch that was best on the held-out items."""
+    users = train["user"].to_numpy().astype(object)
+    interactions = sequences(users, train["items"].combine_chunks())
+    longest = int(np.clip(np.percentile(interactions[Columns.User].value_counts(), 99), 2, LONGEST_SEQUENCE))
+    pieces = in_pieces(interactions, longest + 1)  # one more: the newest is a target only
+    steps_per_epoch = -(-pieces[Columns.User].nunique() // BATCH)
+    model = SASRecModel(
+        n_factors=64, n_blocks=2, n_heads=2, dropout_rate=DROPOUT, session_max_len=longest,
+        batch_size=BATCH, lr=LEARNING_RATE, loss="softmax", lightning_module_type=RealPositions,
+        lightning_module_kwargs={"negatives": NEGATIVES, "item_scale": ITEM_SCALE, "logits_t": TEMPERATURE},
+        similarity_module_kwargs={"distance": "cosine"}, item_net_block_types=(IdEmbeddingsItemNet,),
+        get_val_mask_func=last_items_of_some_users, get_val_mask_func_kwargs={"seed": seed},
+        get_trainer_func=trainer, get_trainer_func_kwargs={"least_epochs": -(-LEAST_STEPS // steps_per_epoch)},
+        recommend_batch_size=1024, recommend_torch_device="cpu",
+    )  # fmt: skip
+    model.fit(Dataset.construct(pieces))
+    return model
+
+
+def ranked(model: SASRecModel, tests: pa.Table, catalogue: list[str], *, new_only: bool) -> list[list[str]]:
+    """Best items first for each test, none where the model knows no item of the history."""
+    answers: list[list[str]] = [[] for _ in range(len(tests))]
+    known = model.data_preparator.get_known_item_ids()
+    histories = sequences(np.arange(len(tests)), tests["history"].combine_chunks())
+    histories = histories[histories[Columns.Item].isin(known)]
+    if histories.empty:
+        return answers
+    recommended = model.recommend(
+        histories[Columns.User].unique(), Dataset.construct(histories), k=RANKED_ITEMS, filter_viewed=new_only,
+        items_to_recommend=np.intersect1d(known, catalogue),
+    )  # fmt: skip
+    for test, items in recommended.groupby(Columns.User, sort=False)[Columns.Item]:
+        answers[int(test)] = items.to_list()
+    return answers
+
+
+def main(folder: Path, seed: int) -> None:
+    """Train, rank and write, as the module says."""
+    torch.set_num_threads(THREADS)
+    torch.set_flush_denormal(True)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    seed_everything(seed, verbose=False)
+    model = fitted(pq.read_table(folder / "train.parquet"), seed)
+    trained = time.process_time()
+    tests = pq.read_table(folder / "tests.parquet")
+    catalogue = pq.read_table(folder / "catalogue.parquet")["item"].to_pylist()
+    items = ranked(model, tests, catalogue, new_only=False)
+    rank_cpu_s = time.process_time() - trained
+    new_items = ranked(model, tests, catalogue, new_only=True)
+    lists = [pa.array(answers, pa.list_(pa.string())) for answers in (items, new_items)]
+    pq.write_table(pa.table(lists, ["items", "new_items"]), folder / "ranked.parquet")
+    new_rank_cpu_s = time.process_time() - trained - rank_cpu_s
+    (folder / "cost.json").write_text(json.dumps({"rank_cpu_s": rank_cpu_s, "new_rank_cpu_s": new_rank_cpu_s}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
