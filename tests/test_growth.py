@@ -150,6 +150,7 @@ def test_training_resumes_bit_for_bit_before_and_after_items_expire(tmp_path: Pa
     )
     save(Checkpoint(learner.state(), ledger), tmp_path)
     resumed = RecommenderLearner.restore(load(tmp_path).state, encoder=lambda: None)
+    np.testing.assert_array_equal(resumed._tables.last_seen, learner._tables.last_seen)
     for one in (learner, resumed):
         one.grow(context([*KEPT, "new"], 420), choices([*KEPT, "new"], 420))
         train(one, choices(KEPT, 420))

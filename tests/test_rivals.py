@@ -6,6 +6,7 @@ what the user has not had, and offers nothing of the other colour.
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -23,24 +24,25 @@ _NAMES = ["item_knn", "als", "als_of_clicks"]
 
 
 def liked(user: int) -> list[str]:
-    """The items of the user's colour, less the diagonal; two digits, so that they sort as numbers do."""
-    return [f"{item:02}" for item in range(user % 2, _SIZE, 2) if item != user]
+    """The items of the user's colour, less the diagonal, in an order of the user's own."""
+    items = [f"{item:02}" for item in range(user % 2, _SIZE, 2) if item != user % _SIZE]
+    return random.Random(user).sample(items, len(items))
 
 
-def checkerboard() -> tuple[pa.Table, pa.Table, list[str]]:
-    """Baskets of three of every user, one test for each user, and all items."""
-    baskets = [(user, liked(user)[first : first + 3]) for first in range(0, _SIZE // 2, 3) for user in range(_SIZE)]
+def checkerboard(users: int = _SIZE) -> tuple[pa.Table, pa.Table, list[str]]:
+    """Baskets of three of every user, one test for each user, and all items; users past the board start again."""
+    baskets = [(user, liked(user)[first : first + 3]) for first in range(0, _SIZE // 2, 3) for user in range(users)]
     train = pa.table(
         [
             [f"user-{user}" for user, _ in baskets],
-            [_START + timedelta(hours=hour) for hour in range(len(baskets))],
+            [_START + timedelta(minutes=minute) for minute in range(len(baskets))],
             [basket for _, basket in baskets],
         ],
         schema=TRAIN,
     )
-    later = [_START + timedelta(days=90)] * _SIZE
+    later = [_START + timedelta(days=90)] * users
     tests = pa.table(
-        [[f"user-{user}" for user in range(_SIZE)], later, [liked(user) for user in range(_SIZE)]], schema=TESTS
+        [[f"user-{user}" for user in range(users)], later, [liked(user) for user in range(users)]], schema=TESTS
     )
     return train, tests, [f"{item:02}" for item in range(_SIZE)]
 
@@ -49,7 +51,7 @@ def assert_learnt(ranked: Ranked) -> None:
     for user, row in enumerate(ranked.items):
         colour = [item for item in row[: _SIZE // 2] if int(item) % 2 == user % 2]
         assert len(colour) == _SIZE // 2, f"user {user} was offered the other colour: {list(row)}"
-        assert f"{user:02}" in colour  # never bought by this user, by all others of the colour
+        assert f"{user % _SIZE:02}" in colour  # never bought by this user, by all others of the colour
 
 
 @pytest.mark.parametrize("rank", _ALONE, ids=_NAMES)
@@ -105,8 +107,12 @@ def test_absent_environment_is_named_with_its_remedy(tmp_path, monkeypatch: pyte
 
 @pytest.mark.skipif(not sequence.PYTHON.exists(), reason="no .venv-rivals: `make bench-rivals-env` makes it")
 def test_sequence_rival_offers_a_users_colour_and_the_withheld_item() -> None:
-    train, tests, catalogue = checkerboard()
-    ranked = sequence.rank(train, tests, catalogue, 1)
-    assert ranked.items.shape == (_SIZE, RANKED_ITEMS)
-    assert_learnt(ranked)
-    assert ranked.train_cpu_s > 0 and ranked.rank_cpu_s > 0
+    train, tests, catalogue = checkerboard(users=10 * _SIZE)  # a network needs more than one user of a kind
+    anything, new = sequence.rank_both(train, tests, catalogue, 1)
+    assert anything.items.shape == (10 * _SIZE, RANKED_ITEMS)
+    for user, row in enumerate(anything.items):
+        assert {int(item) % 2 for item in row[: _SIZE // 4]} == {user % 2}
+    for user, row in enumerate(new.items):
+        assert row[0] == f"{user % _SIZE:02}"  # never bought by this user, by all others of the colour
+        assert not set(row) & set(liked(user))
+    assert anything.train_cpu_s > 0 and anything.rank_cpu_s > 0
