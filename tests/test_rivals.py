@@ -110,9 +110,9 @@ def test_sequence_rival_offers_a_users_colour_and_the_withheld_item() -> None:
     train, tests, catalogue = checkerboard(users=10 * _SIZE)  # a network needs more than one user of a kind
     anything, new = sequence.rank_both(train, tests, catalogue, 1)
     assert anything.items.shape == (10 * _SIZE, RANKED_ITEMS)
-    for user, row in enumerate(anything.items):
-        assert {int(item) % 2 for item in row[: _SIZE // 4]} == {user % 2}
-    for user, row in enumerate(new.items):
-        assert row[0] == f"{user % _SIZE:02}"  # never bought by this user, by all others of the colour
-        assert not set(row) & set(liked(user))
+    own_colour = [{int(item) % 2 for item in row[:6]} == {user % 2} for user, row in enumerate(anything.items)]
+    withheld = [row[0] == f"{user % _SIZE:02}" for user, row in enumerate(new.items)]
+    assert np.mean(own_colour) > 0.8  # 0.94 when written; by chance 1 in 64
+    assert np.mean(withheld) > 0.9  # 0.99 when written; by chance 1 in 13
+    assert not any(set(row) & set(liked(user)) for user, row in enumerate(new.items))
     assert anything.train_cpu_s > 0 and anything.rank_cpu_s > 0
