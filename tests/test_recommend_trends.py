@@ -130,7 +130,9 @@ def test_a_snapshot_stays_the_same_while_others_are_thinned_out() -> None:
 
 
 def test_late_rows_count_from_their_own_time_on() -> None:
-    late = counted([(2, 3.0)], trends=counted([(1, 0.0), (3, 10.0)]))
+    late = counted([(1, 0.0), (3, 10.0)])
+    assert (counts(late)[2] == 0.0).all()
+    counted([(2, 3.0)], trends=late)
     in_time = counted([(1, 0.0), (2, 3.0), (3, 10.0)])
     np.testing.assert_allclose(late.logs(len(late.moments)), in_time.logs(len(in_time.moments)), atol=1e-5)
     assert late.time == at(10.0)[0]
@@ -185,3 +187,15 @@ def test_keep_drops_items_now_and_in_the_past_and_leaves_the_others_beside_each_
         np.testing.assert_allclose(logs[1:] - logs[-1], old[1:] - old[-1], atol=1e-5)
     counted([(2, 9.0)], items=4, trends=trends)  # it goes on counting
     assert counts(trends)[2, 0] > counts(trends)[3, 0]
+
+
+def test_what_is_asked_in_between_changes_nothing() -> None:
+    choices = [(1, 0.0), (2, 1.0), (3, 1.5), (2, 0.5), (4, 4.0), (1, 4.0)]
+    asked, silent = Trends(), Trends()
+    for place, choice in enumerate(choices):
+        for trends in (asked, silent):
+            counted([choice], items=6 + place, trends=trends)
+        for moment in range(len(asked.moments) + 1):
+            asked.logs(moment)
+    for moment in range(len(silent.moments) + 1):
+        np.testing.assert_array_equal(asked.logs(moment), silent.logs(moment))
