@@ -11,12 +11,11 @@ for every size of the catalogue.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from .layers import (
@@ -30,12 +29,10 @@ from .layers import (
     history_features,
     user_features,
 )
-from .losses import NO_ITEM, RATING_CLASSES, candidate_cross_entropy, rating_cross_entropy
-from .optimizers import dense_optimizer
+from .losses import NO_ITEM, RATING_CLASSES
 
 HISTORY_LENGTHS = (16, 64, 256)  # most histories are short: a step of 64 costs 45 ms, one of 256 110 (4,000 items)
 TARGETS = 32  # more than 95 % of Online Retail's baskets' items; of a larger basket 32 items are drawn
-RATING_WEIGHT = 0.1  # ratings are a tenth of the events and beside the point of the ranking
 # Cosines of a query and fitting titles differ by some 0.3 between the best and the hundredth item; times 20 that
 # is a factor of 400 in probability, as sharp as CLIP's and sentence-transformers' softmax (scale 20).
 QUERY_SCALE = 20.0
@@ -106,7 +103,7 @@ class Recommender(keras.layers.Layer):
 
         Args:
             rows: [rows, dimension] float32, of the item tables; row 0 is no item, the first `candidates` are those.
-            batch: `Trainer`'s signature says each array's shape.
+            batch: `batch_signature` says each array's shape.
             training: whether dropout is on.
 
         Returns:
@@ -152,253 +149,12 @@ class Recommender(keras.layers.Layer):
         return tf.matmul(tf.concat([wish * item, item], axis=1), self.rating_kernel) + self.rating_bias
 
 
-@dataclass(frozen=True)
-class StepMethods:
-    """How a step is made, beside the loss; `pipeline.tasks.contract.Methods` says what each is.
-
-    Attributes:
-        distillation, l2_pull, ewc: strengths of what holds to the start.
-        adversarial_radius: how far a second gradient's rows are moved; 0: one gradient.
-        optimizer, weight_decay: see `dense_optimizer`.
-        dropout: None: the network's own rate.
-    """
-
-    distillation: float = 0.0
-    l2_pull: float = 0.0
-    ewc: float = 0.0
-    adversarial_radius: float = 0.0
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    dropout: float | None = None
-
-    @property
-    def holds_to_start(self) -> bool:
-        """Whether a step reads the network as it was."""
-        return bool(self.distillation or self.l2_pull or self.ewc)
-
-    @property
-    def plain(self) -> bool:
-        """Whether the loss alone makes the gradient, once."""
-        return not (self.holds_to_start or self.adversarial_radius)
-
-
-class Trainer:
-    """The network's optimizer and its compiled steps: one of training, one of measuring."""
-
-    def __init__(self, network: Recommender) -> None:
-        """Builds the optimizer's slots; nothing is traced before the first step."""
-        self.network = network
-        self.methods = StepMethods()
-        self.optimizer = dense_optimizer("adam", network.trainable_variables)
-        self._start: Recommender | None = None
-        self._importance: list[tf.Variable] = []
-        # One trace each for all shapes: a trace costs two seconds, and each update is a new process.
-        self._rows = tf.TensorSpec((None, network.sizes.dimension), tf.float32)
-        self._batch = _batch_signature(network.sizes.text_dimension)
-        self._train = self._compiled_step()
-        self._measure = tf.function(self._losses_of, input_signature=[self._rows, self._batch])
-
-    def use(self, methods: StepMethods) -> None:
-        """From now on steps by these methods; what some of them hold to is the network as it is now.
-
-        A step is traced anew only where the methods are others than before.
-        """
-        sizes, variables = self.network.sizes, self.network.trainable_variables
-        if methods.dropout and not sizes.dropout:
-            raise ValueError(f"A dropout of {methods.dropout} needs a network built with one; its rate is 0.")
-        if methods.holds_to_start:
-            self._keep_start()
-        if methods == self.methods:
-            return
-        before, self.methods = self.methods, methods
-        self.network.user_tower.dropout.rate = sizes.dropout if methods.dropout is None else methods.dropout
-        if (before.optimizer, before.weight_decay) != (methods.optimizer, methods.weight_decay):
-            held = _slots(self.optimizer)
-            self.optimizer = dense_optimizer(methods.optimizer, variables, methods.weight_decay)
-            if {before.optimizer, methods.optimizer} <= {"adam", "adamw"} or before.optimizer == methods.optimizer:
-                for name, slot in _slots(self.optimizer).items():
-                    slot.assign(held[name])
-        self._train = self._compiled_step()
-
-    def weigh(self, examples: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> None:
-        """Estimates each dense weight's Fisher information: the mean of the squared gradients of single examples.
-
-        Args:
-            examples: rows and batch of one example each; none: every weight has 0.
-        """
-        squared = tf.function(self._squared_gradients, input_signature=[self._rows, self._batch])
-        totals = [np.zeros(one.shape, np.float64) for one in self._importance]
-        count = 0
-        for rows, batch in examples:
-            totals = [
-                total + square.numpy() for total, square in zip(totals, squared(rows, dict(batch)), strict=True)
-            ]
-            count += 1
-        for importance, total in zip(self._importance, totals, strict=True):
-            importance.assign((total / max(count, 1)).astype(np.float32))
-
-    def train_step(
-        self, rows: np.ndarray, batch: Mapping[str, np.ndarray], learning_rate: float,
-        start_rows: np.ndarray | None = None, replayed: np.ndarray | None = None,
-    ) -> tuple[float, np.ndarray]:
-        """One step of the optimizer on the network's weights.
-
-        Args:
-            rows: [rows, dimension] float32, the rows of the item tables that the batch needs.
-            batch: see the signature.
-            learning_rate: of the optimizer.
-            start_rows: [rows, dimension] float32, the same rows as they were at the start; for what holds to it.
-            replayed: [batch] float32, 1: a replayed example; for distillation.
-
-        Returns:
-            The batch's mean loss before the step, and the gradient of `rows` [rows, dimension].
-        """
-        arguments = [rows, dict(batch), tf.constant(learning_rate, tf.float32)]
-        if not self.methods.plain:
-            arguments.append(rows if start_rows is None else start_rows)
-            arguments.append(np.zeros_like(batch["weight"]) if replayed is None else replayed)
-        loss, gradient = self._train(*arguments)
-        return float(loss), gradient.numpy()
-
-    def measure(self, rows: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[batch] float32: each example's loss without dropout."""
-        return self._measure(rows, dict(batch)).numpy()
-
-    def _train_step(
-        self, rows: tf.Tensor, batch: Mapping[str, tf.Tensor], learning_rate: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        variables = self.network.trainable_variables
-        with tf.GradientTape() as tape:
-            tape.watch(rows)
-            losses = self._losses_of(rows, batch, training=True)
-            loss = tf.reduce_sum(losses * batch["weight"]) / tf.maximum(tf.reduce_sum(batch["weight"]), 1.0)
-        gradients, of_rows = tape.gradient(loss, ([variable.value for variable in variables], rows))
-        self.optimizer.learning_rate.assign(learning_rate)
-        self.optimizer.apply(gradients, variables)
-        return loss, of_rows
-
-    def _compiled_step(self) -> Any:
-        signature = [self._rows, self._batch, tf.TensorSpec((), tf.float32)]
-        if self.methods.plain:
-            return tf.function(self._train_step, input_signature=signature)
-        return tf.function(
-            self._held_step, input_signature=[*signature, self._rows, tf.TensorSpec((None,), tf.float32)]
-        )
-
-    def _held_step(
-        self, rows: tf.Tensor, batch: Mapping[str, tf.Tensor], learning_rate: tf.Tensor, start_rows: tf.Tensor,
-        replayed: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """A step of what is not plain."""
-        loss, gradients, of_rows = self._gradients(rows, batch, start_rows, replayed)
-        if self.methods.adversarial_radius:
-            moved = rows + self.methods.adversarial_radius * of_rows / (tf.norm(of_rows) + 1e-12)
-            _, others, of_moved = self._gradients(moved, batch, start_rows, replayed)
-            gradients = [(one + other) / 2.0 for one, other in zip(gradients, others, strict=True)]
-            of_rows = (of_rows + of_moved) / 2.0
-        self.optimizer.learning_rate.assign(learning_rate)
-        self.optimizer.apply(gradients, self.network.trainable_variables)
-        return loss, of_rows
-
-    def _gradients(
-        self, rows: tf.Tensor, batch: Mapping[str, tf.Tensor], start_rows: tf.Tensor, replayed: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
-        """The mean loss, and the gradients of it and of what holds to the start."""
-        variables = [variable.value for variable in self.network.trainable_variables]
-        with tf.GradientTape() as tape:
-            tape.watch(rows)
-            logits = self.network(rows, batch, training=True)
-            examples = tf.maximum(tf.reduce_sum(batch["weight"]), 1.0)
-            loss = tf.reduce_sum(self._losses(logits, batch) * batch["weight"]) / examples
-            total = loss
-            if self.methods.distillation:
-                forgotten = self._forgotten(logits, batch, start_rows) * replayed * batch["weight"]
-                total += self.methods.distillation * tf.reduce_sum(forgotten) / examples
-            if self.methods.l2_pull or self.methods.ewc:
-                total += self._pull(rows, start_rows)
-        gradients, of_rows = tape.gradient(total, (variables, rows), unconnected_gradients="zero")
-        return loss, gradients, of_rows
-
-    def _forgotten(
-        self, logits: tuple[tf.Tensor, ...], batch: Mapping[str, tf.Tensor], start_rows: tf.Tensor
-    ) -> tf.Tensor:
-        """[batch]: the KL divergence of the network's answers from the start's, over what competes in the step."""
-        assert self._start is not None
-        before = tf.nn.log_softmax(_competing(self._start(start_rows, batch, training=False), batch))
-        now = tf.nn.log_softmax(_competing(logits, batch))
-        return tf.reduce_sum(tf.exp(before) * (before - now), axis=1)
-
-    def _pull(self, rows: tf.Tensor, start_rows: tf.Tensor) -> tf.Tensor:
-        assert self._start is not None
-        total = self.methods.l2_pull * tf.reduce_sum(tf.square(rows - start_rows))
-        weights, before = self.network.trainable_variables, self._start.trainable_variables
-        for one, other, importance in zip(weights, before, self._importance, strict=True):
-            strength = self.methods.l2_pull + self.methods.ewc * importance
-            total += tf.reduce_sum(strength * tf.square(one.value - other.value))
-        return total / 2.0
-
-    def _keep_start(self) -> None:
-        if self._start is None:
-            self._start = Recommender(self.network.sizes, self.network.seed)
-            self._importance = [
-                tf.Variable(tf.zeros(one.shape), trainable=False) for one in self.network.trainable_variables
-            ]
-        for one, now in zip(self._start.trainable_variables, self.network.trainable_variables, strict=True):
-            one.assign(now)
-
-    def _squared_gradients(self, rows: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        variables = [variable.value for variable in self.network.trainable_variables]
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self._losses_of(rows, batch) * batch["weight"])
-        return [tf.square(one) for one in tape.gradient(loss, variables, unconnected_gradients="zero")]
-
-    def _losses_of(self, rows: tf.Tensor, batch: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        return self._losses(self.network(rows, batch, training=training), batch)
-
-    def _losses(self, logits: tuple[tf.Tensor, ...], batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        shared, own, rating_logits = logits
-        next_item = candidate_cross_entropy(
-            shared, own=own, correction=batch["correction"], own_column=batch["own_column"],
-            targets=batch["target_index"], own_targets=batch["own_targets"],
-        )
-        return next_item + RATING_WEIGHT * rating_cross_entropy(rating_logits, batch["rating"])
-
-
-def variables_of(trainer: Trainer) -> dict[str, keras.Variable]:
-    """Every variable that training changes or needs: weights, slots, seed generators.
-
-    Their names are the same in each process: Keras numbers seed generators and optimizers by how many it has made.
-    """
-    generators = [one for one in trainer.network.variables if one.path.endswith("seed_generator_state")]
-    seeds = {f"seed_generator/{place}": variable for place, variable in enumerate(generators)}
-    weights = {one.path: one for one in trainer.network.variables if not one.path.endswith("seed_generator_state")}
-    slots = {f"optimizer/{name}": one for name, one in _slots(trainer.optimizer).items()}
-    return weights | seeds | slots
-
-
-def _slots(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
-    """An optimizer's variables by name; Adafactor calls several by one, which are then numbered."""
-    slots: dict[str, keras.Variable] = {}
-    for place, one in enumerate(optimizer.variables):
-        slots[one.name if one.name not in slots else f"{one.name}/{place}"] = one
-    return slots
-
-
-def _competing(logits: tuple[tf.Tensor, ...], batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """[batch, candidates + length]: the logits of all items of a step, those of the example's history once."""
-    shared, own, _ = logits
-    examples = tf.broadcast_to(tf.range(tf.shape(own)[0])[:, None], tf.shape(own))
-    twice = tf.stack([examples, batch["own_column"]], axis=-1)
-    shared = tf.tensor_scatter_nd_update(shared + batch["correction"], twice, NO_ITEM * tf.ones_like(own))
-    return tf.concat([shared, own], axis=1)
-
-
 def as_json(sizes: RecommenderSizes) -> dict[str, Any]:
     """The sizes in JSON's types."""
     return asdict(sizes)
 
 
-def _batch_signature(text_dimension: int) -> dict[str, tf.TensorSpec]:
+def batch_signature(text_dimension: int) -> dict[str, tf.TensorSpec]:
     """What a step reads. Indices point into the batch's rows, of which the first are the candidates; 0 is no item."""
     lists, numbers = (None, None), (None,)
     floats, indices = tf.float32, tf.int32

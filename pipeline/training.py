@@ -113,20 +113,16 @@ def fine_tune(
                 done = (epoch - 1 + taught) / schedule.epochs
                 learner.train_step(batch, learning_rate_at(steps, schedule, done))
                 steps += 1
-        enough = bool(schedule.enough_steps) and steps >= schedule.enough_steps
-        if not len(tune):
-            if enough:
+        if len(tune):
+            losses.append(learner.loss(tune, schedule.batch_size))
+            report(f"pass {epoch}: {steps} steps, tuning loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+            if not np.isfinite(losses[-1]):
+                raise TrainingDiverged(epoch, losses[-1])
+            if best is None or losses[-1] < best[0]:
+                best = (losses[-1], epoch, learner.state())
+            elif epoch - best[1] >= schedule.patience_epochs:
                 break
-            continue
-        losses.append(learner.loss(tune, schedule.batch_size))
-        report(f"pass {epoch}: {steps} steps, tuning loss {losses[0]:.4f} -> {losses[-1]:.4f}")
-        if not np.isfinite(losses[-1]):
-            raise TrainingDiverged(epoch, losses[-1])
-        if best is None or losses[-1] < best[0]:
-            best = (losses[-1], epoch, learner.state())
-        elif epoch - best[1] >= schedule.patience_epochs:
-            break
-        if enough:
+        if 0 < schedule.enough_steps <= steps:
             break
     last = epoch
     if best is not None and best[1] != last:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from models.optimizers import RowMoments
-from models.recommender import StepMethods
+from models.trainer import StepMethods, Trainer
 from pipeline.tasks.contract import Examples, Methods, Schedule, together
 from pipeline.tasks.recommend_batches import kept_places
 from pipeline.tasks.recommend_learner import RecommenderLearner
@@ -358,7 +358,7 @@ def test_a_whole_update_with_many_methods_learns(champion: RecommenderLearner) -
 
 
 def test_a_network_without_dropout_refuses_one() -> None:
-    from models.recommender import Recommender, RecommenderSizes, Trainer
+    from models.recommender import Recommender, RecommenderSizes
 
     trainer = Trainer(Recommender(RecommenderSizes(text_dimension=4, dimension=4, dropout=0.0), seed=1))
     with pytest.raises(ValueError, match="needs a network built with one"):

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from models.layers import TREND_DAYS
-from models.recommender import Recommender, RecommenderSizes, Trainer, variables_of
+from models.recommender import Recommender, RecommenderSizes
+from models.trainer import Trainer, variables_of
 
 SIZES = RecommenderSizes(text_dimension=4, dimension=4, heads=2, user_hidden=8, copy_hidden=4)
 

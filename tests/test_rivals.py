@@ -102,7 +102,7 @@ def test_user_has_an_item_as_often_as_it_was_bought_over_all_baskets() -> None:
 def test_absent_environment_is_named_with_its_remedy(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequence, "PYTHON", tmp_path / "python")
     with pytest.raises(FileNotFoundError, match="make bench-rivals-env"):
-        sequence.rank(*checkerboard(), 1)
+        sequence.rank_both(*checkerboard(), 1)
 
 
 @pytest.mark.skipif(not sequence.PYTHON.exists(), reason="no .venv-rivals: `make bench-rivals-env` makes it")

@@ -66,6 +66,14 @@ def test_all_passes_are_made_without_tuning_examples_and_none_without_examples()
     assert (done.best_epoch, done.steps, done.learner) == (0, 0, before)
 
 
+@pytest.mark.parametrize("tuned", [prices(), prices(10.0)])
+def test_no_further_pass_begins_after_enough_steps(tuned: Examples) -> None:
+    taught = prices(*[10.0] * 16)  # two steps a pass
+    for enough, passes in ((2, 1), (3, 2), (0, 6)):
+        schedule = replace(SCHEDULE, enough_steps=enough, patience_epochs=99)
+        assert fine_tune(learner(), PriceLearner.restore, taught, tuned, schedule, seed=1).steps == 2 * passes
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     taught = prices(*np.random.default_rng(0).normal(10.0, 3.0, 50))
 

@@ -203,7 +203,7 @@ class Batcher:
         if self._exact:
             correction = np.zeros(len(self._tables), np.float32)
             correction[0] = NO_ITEM
-            return self._whole_rows, len(self._tables), correction
+            return np.arange(len(self._tables)), len(self._tables), correction
         draws = np.searchsorted(self._cumulated, self._generator.random(SAMPLED_ITEMS), side="right")
         drawn = np.unique(np.minimum(draws, len(self._tables) - 1))
         candidates = np.unique(np.concatenate([[0], drawn, targets.ravel()]))
@@ -215,10 +215,6 @@ class Batcher:
         rows = np.concatenate([candidates, rest])
         self._place[rows] = np.arange(len(rows))
         return rows, len(candidates), correction
-
-    @property
-    def _whole_rows(self) -> np.ndarray:
-        return np.arange(len(self._tables))
 
     def _facts(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {

@@ -76,6 +76,10 @@ class ItemTables:
         """[n, 3] float32."""
         return self._price[index]
 
+    def decay_by(self, weight_decay: float) -> None:
+        """From now on each step shrinks its rows by this much times its learning rate."""
+        self._moments.weight_decay = self._category_moments.weight_decay = weight_decay
+
     def step(self, index: np.ndarray, gradient: np.ndarray, learning_rate: float) -> None:
         """Moves the rows `index` ([n], distinct, 0 is passed over) by their gradient [n, dimension]."""
         learning_rate *= ROW_PACE

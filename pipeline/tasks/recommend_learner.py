@@ -22,7 +22,8 @@ import tensorflow as tf
 import models
 from models import recommender_service
 from models.compact_recommender import CompactRecommender
-from models.recommender import Recommender, RecommenderSizes, StepMethods, Trainer, as_json, variables_of
+from models.recommender import Recommender, RecommenderSizes, as_json
+from models.trainer import StepMethods, Trainer, variables_of
 from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, filled, groups_by_length, vectors_of
@@ -172,8 +173,7 @@ class RecommenderLearner:
         )
         self._methods = methods
         self._trainer.use(step)
-        for moments in (self._tables._moments, self._tables._category_moments):
-            moments.weight_decay = methods.weight_decay
+        self._tables.decay_by(methods.weight_decay)
         self._start = ItemTables.from_arrays(self._tables.arrays()) if step.holds_to_start else None
         if methods.ewc:
             self._trainer.weigh(self._one_by_one(train.keep(train.replayed)))

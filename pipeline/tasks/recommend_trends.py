@@ -134,7 +134,6 @@ class Trends:
             if self.time // DAY_US > last // DAY_US and times[0] > self.time:
                 self._remember()
             self._counts *= self._decay(np.array([newest - self.time]))
-            self._total = None
             self.time = newest
         self._total = None
         weights = self._decay(self.time - times)

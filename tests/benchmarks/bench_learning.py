@@ -28,7 +28,7 @@ import pandas as pd
 
 from pipeline.evaluation import interval
 from pipeline.settings import REPOSITORY
-from pipeline.tasks.contract import Methods, Schedule
+from pipeline.tasks.contract import Schedule
 from tests.benchmarks.lineage import Lineage, ServedLineage, Step, WithoutText, judged, measured_compilation
 from tests.benchmarks.rivals_on_log import rival_answers
 from tests.benchmarks.shop_log import Protocol, ShopLog
@@ -59,7 +59,7 @@ def online_retail(seeds: Sequence[int]) -> Part:
             "ours": ours, "never updated": [start.copy()], "new data only": [start.copy(alone)],
         }
         frames: dict[str, list[list[pd.DataFrame]]] = {name: [[] for _ in way] for name, way in ways.items()}
-        frames |= {"full retrain": [[]], "most bought": [[]], "item-kNN": [[]], "ALS": [[]]}
+        frames |= {"full retrain": [[]], "most bought": [[]]}
         full = Lineage(shop, shop.task.update_schedule, start.seed)
         rivals_cpu: dict[str, float] = {}
         for step in steps:
@@ -72,7 +72,7 @@ def online_retail(seeds: Sequence[int]) -> Part:
                     frames[name][place].append(answered(step, lineage.learner))
             frames["most bought"][0].append(baseline_scores(shop, step))
             for name, (answers, fresh, cpu) in rival_answers(shop, step).items():
-                frames[name][0].append(judged(step, answers, fresh))
+                frames.setdefault(name, [[]])[0].append(judged(step, answers, fresh))
                 rivals_cpu[name] = rivals_cpu.get(name, 0.0) + cpu
             for name, lineages in ways.items():
                 for lineage in lineages if name != "never updated" else ():
@@ -145,7 +145,7 @@ def diginetica(seeds: Sequence[int]) -> Part:
             "ours": ours, "never updated": [ours[0].copy()], "new data only": [ours[0].copy(alone)],
         }
         frames: dict[str, list[list[pd.DataFrame]]] = {name: [[] for _ in way] for name, way in ways.items()}
-        frames |= {"joint retrain": [[]], "item-kNN": [[]], "ALS": [[]]}
+        frames |= {"joint retrain": [[]]}
         joint = Lineage(shop, schedule, seeds[0])
         known = shop.items_before(first)
         for number in shop.steps_from(first):
@@ -157,7 +157,7 @@ def diginetica(seeds: Sequence[int]) -> Part:
                 joint.begin(number - 1)
                 frames["joint retrain"][0].append(answered(step, joint.learner, fresh=False))
                 for name, (answers, _, _) in rival_answers(shop, step).items():
-                    frames[name][0].append(judged(step, answers))
+                    frames.setdefault(name, [[]])[0].append(judged(step, answers))
             for lineage in (*ours, *ways["new data only"]):
                 lineage.update(number)
             newest = frames["ours"][0][-1]
@@ -319,7 +319,7 @@ PARTS: Mapping[str, Callable[[Sequence[int]], Part]] = {
 
 def with_methods(schedule: Schedule, **chosen: Any) -> Schedule:
     """The schedule with some methods switched on."""
-    return replace(schedule, methods=replace(schedule.methods or Methods(), **chosen))
+    return replace(schedule, methods=replace(schedule.methods, **chosen))
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def draw() -> None:
     """The pictures."""
     tables = results()["tables"]
     if "online_retail_by_week" in tables:
-        chosen = ("ours", "full retrain", "never updated", "new data only", "most bought", "item-kNN", "ALS")
+        chosen = ("ours", "full retrain", "never updated", "new data only", "most bought", "item-kNN", "ALS", "SASRec")
         weekly = tables["online_retail_by_week"]
         lines = {name: weekly[name] for name in chosen if name in weekly}
         _picture(

@@ -70,10 +70,10 @@ class Lineage:
     costs: dict[int, Cost] = field(default_factory=dict)
     lessons: dict[tuple[Any, ...], Lesson] | None = None
 
-    def begin(self, step: int, days: int | None = None) -> Lineage:
+    def begin(self, step: int) -> Lineage:
         """Trains from the base on everything up to `step`."""
         started = time.process_time()
-        lesson = lesson_of_everything(self.shop.task, self.shop.tables(step), days, None)
+        lesson = lesson_of_everything(self.shop.task, self.shop.tables(step), None, None)
         lessoned = time.process_time()
         learner = self.shop.task.learner(self.seed)
         learner.grow(lesson.context, lesson.new)
@@ -289,7 +289,6 @@ class Step:
         number: of the step.
         examples: that are judged: with a history and a target.
         unseen: [n] bool, a target is no item that was seen before the step.
-        seconds: CPU-seconds of building the examples.
     """
 
     number: int

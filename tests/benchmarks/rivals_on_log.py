@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tests.benchmarks.lineage import Step
-from tests.benchmarks.rivals import als, item_knn
+from tests.benchmarks.rivals import als, item_knn, sequence
 from tests.benchmarks.rivals.exchange import TESTS, TRAIN
 from tests.benchmarks.shop_log import ShopLog
 
@@ -32,6 +32,9 @@ def rival_answers(shop: ShopLog, step: Step) -> Mapping[str, tuple[np.ndarray, n
     ):
         ranked = rank()
         answers[name] = (ranked.items, rank(new_only=True).items, ranked.train_cpu_s + ranked.rank_cpu_s)
+    if sequence.PYTHON.exists():  # minutes a step, and an environment of its own: `make bench-rivals-env`
+        ranked, new = sequence.rank_both(train, tests, catalogue, 0)
+        answers["SASRec"] = (ranked.items, new.items, ranked.train_cpu_s + ranked.rank_cpu_s)
     return answers
 
 

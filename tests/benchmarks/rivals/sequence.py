@@ -25,17 +25,10 @@ _WORKER = Path(__file__).with_name("sequence_worker.py")
 PYTHON = _WORKER.parents[3] / ".venv-rivals" / "bin" / "python"
 
 
-def rank(
-    train: pa.Table, tests: pa.Table, catalogue: Sequence[str], seed: int, *, new_only: bool = False
-) -> Ranked:
-    """Rank `catalogue` by SASRec trained on `train`; with `new_only` what the history holds is left out."""
-    return rank_both(train, tests, catalogue, seed)[int(new_only)]
-
-
 def rank_both(
     train: pa.Table, tests: pa.Table, catalogue: Sequence[str], seed: int
 ) -> tuple[Ranked, Ranked]:
-    """`rank` with and without what the history holds, from one training.
+    """Ranks `catalogue` by SASRec trained on `train`: with and without what the history holds, from one training.
 
     The child's start and imports (some seconds of CPU) count as training, as they would every night.
     """
