@@ -23,7 +23,7 @@ class CompactRecommender:
 
     Attributes:
         ids: [items] object, the item ids; ids[0] is empty.
-        arrays: see `compact_arrays`.
+        arrays: by name, as `RecommenderLearner.compact` makes them.
     """
 
     def __init__(self, ids: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -31,6 +31,7 @@ class CompactRecommender:
         self.ids = np.asarray(ids, dtype=object)
         self.arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         self.index = {item: row for row, item in enumerate(self.ids) if row}
+        self._popularity = self.arrays["trend"] @ self.arrays["trend_mix"]  # once: a request should cost one product
         self._lengths = np.linalg.norm(self.arrays["items"], axis=1)
 
     def logits(
@@ -53,23 +54,24 @@ class CompactRecommender:
         """
         arrays = self.arrays
         if trend is None or moment is None:
-            trend, moment = arrays["trend"][None], np.zeros(len(index), np.int64)
+            trend, moment, popularity = arrays["trend"][None], np.zeros(len(index), np.int64), self._popularity[None]
+        else:
+            popularity = (trend @ arrays["trend_mix"])[moment]
         present = (index > 0).astype(np.float32)
         features = _history_features(counts, views, days, present)
         wish, own = self._user(index, counts, views, features, present)
         own_trend = trend[moment[:, None], index]
         again = self._copied(own, own_trend, features, _user_features(counts, views, present)) * present
-        popularity = trend @ arrays["trend_mix"]
         if query_vector is None or has_query is None or not has_query.any():
             logits = self._products(wish)
-            logits += popularity[moment]
+            logits += popularity
             gate: np.ndarray = np.ones((len(index), 1), np.float32)
         else:
             searching = has_query.astype(np.float32)[:, None]
             gates = 1.0 + searching * (arrays["search_gates"] - 1.0)
             words = query_vector @ arrays["text_adapter"] @ arrays["query_kernel"]
             logits = self._products(gates[:, 2:] * wish + searching * words)
-            logits += gates[:, :1] * popularity[moment]
+            logits += gates[:, :1] * popularity
             gate = gates[:, 1:2]
         if index.size:
             self._add_neighbours(logits, index, features, gate)

@@ -133,7 +133,8 @@ def test_best_columns_are_ordered_and_missing_ones_are_minus_one() -> None:
 
 
 def test_ids_of_any_script_survive_saving(tmp_path: Path) -> None:
-    compact = CompactRecommender(["", "größe", "商品"], {"items": np.ones((3, 2), np.float32)})
+    arrays = {"items": np.ones((3, 2)), "trend": np.zeros((3, 4)), "trend_mix": np.ones(4)}
+    compact = CompactRecommender(["", "größe", "商品"], arrays)
     compact.save(tmp_path)
     assert list(CompactRecommender.load(tmp_path).ids) == ["", "größe", "商品"]
 
