@@ -50,16 +50,18 @@ def parts_of(examples: Examples) -> np.ndarray:
     return parts(examples.table["unit"], examples.table["hour"])
 
 
-def judging_examples(
-    task: Task, tables: Snapshot, since: datetime, set_aside: Collection[str]
-) -> tuple[Examples, Examples]:
-    """The tune and the gate examples of the hours from `since` on, at most MOST_JUDGING_EXAMPLES of each.
+def judging_rows(task: Task, tables: Snapshot, since: datetime, set_aside: Collection[str]) -> pa.Table:
+    """The teaching rows of the hours from `since` on that judge; what landed in windows set aside judges nothing."""
+    rows = without_windows(task.teaching(tables, tables.rows_from(task.table, since)), set_aside)
+    return rows.filter(pa.array(parts(rows[task.unit_column], rows["hour"]) != TRAIN))
+
+
+def judging_examples(task: Task, tables: Snapshot, rows: pa.Table) -> tuple[Examples, Examples]:
+    """The tune and the gate examples of `judging_rows`, at most MOST_JUDGING_EXAMPLES of each.
 
     Where there are more, those with the smallest hash of their id are kept: the same ones for every model
-    that is compared, and as many from every hour as it has. What landed in windows set aside judges nothing.
+    that is compared, and as many from every hour as it has.
     """
-    rows = without_windows(task.teaching(tables, tables.rows_from(task.table, since)), set_aside)
-    rows = rows.filter(pa.array(parts(rows[task.unit_column], rows["hour"]) != TRAIN))
     examples = task.examples(tables, rows)
     of = parts_of(examples)
     return _few(examples.keep(of == TUNE)), _few(examples.keep(of == GATE))

@@ -13,10 +13,10 @@ between two of them leaves nothing that a second run does not complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import duckdb
 import pyarrow as pa
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
     from deltalake.table import TableMerger
     from ibis.backends.duckdb import Backend
+
+T = TypeVar("T")
 
 # A ledger may look back over the retention of a year of hourly updates and then some; vacuum and log
 # clean-up must not take away a version that it names.
@@ -390,6 +392,9 @@ class Snapshot:
     lake: Lake
     versions: Mapping[str, int]
     _datasets: dict[str, ds.Dataset] = field(default_factory=dict, repr=False, compare=False)
+    _expected: dict[tuple[str, str], set[Any]] = field(default_factory=dict, repr=False, compare=False)
+    _facts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _held: dict[tuple[str, ...], tuple[set[Any], pa.Table]] = field(default_factory=dict, repr=False, compare=False)
 
     def dataset(self, table: str) -> ds.Dataset:
         """`Lake.dataset` at this snapshot's version, opened once: a year of daily files costs 0.5 s to list."""
@@ -404,6 +409,44 @@ class Snapshot:
         return self.dataset(table).to_table(
             columns=list(columns) if columns is not None else None, filter=filter
         )
+
+    def expect(self, table: str, column: str, values: pa.ChunkedArray) -> None:
+        """Says that `rows_of` will be asked for rows with these texts in `column`, so that one reading serves all."""
+        self._expected.setdefault((table, column), set()).update(pc.unique(values).drop_null().to_pylist())
+
+    def rows_of(
+        self, table: str, column: str, values: pa.ChunkedArray, columns: Sequence[str], most_held: int
+    ) -> pa.Table:
+        """The rows of `table` whose text `column` is one of `values`.
+
+        Reading them costs a pass over the table, so those of other values that are expected, up to `most_held` values
+        in all, are read along and kept until the next pass.
+
+        Args:
+            table: which.
+            column: of text; one of `columns`.
+            values: any texts; null finds nothing.
+            columns: what is read.
+            most_held: distinct values whose rows may be held in memory at once.
+        """
+        place = (table, column, *columns)
+        wanted = set(pc.unique(values).drop_null().to_pylist())
+        known, rows = self._held.get(place, (set(), None))
+        if rows is None or not wanted <= known:
+            known = wanted | self._expected.get((table, column), set())
+            known = known if len(known) <= most_held else wanted
+            chosen = text_field(column).isin(pa.array(sorted(known), pa.string()))
+            rows = self.arrow(table, columns, chosen)
+            self._held[place] = known, rows
+        if wanted == known:
+            return rows
+        return rows.filter(pc.is_in(rows[column].cast(pa.string()), pa.array(sorted(wanted), pa.string())))
+
+    def remembered(self, name: str, found: Callable[[], T]) -> T:
+        """What `found` returns, asked once: a fact that cannot change while the versions are the same."""
+        if name not in self._facts:
+            self._facts[name] = found()
+        return cast(T, self._facts[name])
 
     def ibis(self, connection: Backend, table: str) -> ir.Table:
         """`table` as an Ibis table of `connection`, read lazily."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.checkpoint import Ledger, RowCounts
-from pipeline.examples import TRAIN, judging_examples, learnable, parts, span_for, without_windows
+from pipeline.examples import TRAIN, judging_examples, judging_rows, learnable, parts, span_for, without_windows
 from pipeline.lake import Snapshot, text_field
 from pipeline.replay import replayed_examples
 from pipeline.schema import FEEDS, TIME
@@ -88,17 +88,20 @@ def lesson_of_change(
         versions=dict(tables.versions), learnt_from={**ledger.versions, table: start}, window=window,
         joined_until=boundary, updates=ledger.updates + 1, set_aside=dict(sorted(aside.items())),
     )
-    arrived = task.examples(tables, came)
-    new = arrived.keep(learnable(arrived.table["unit"], arrived.table["hour"], boundary))
     keys = came[FEEDS[table].key].combine_chunks()
-    joined = _joined_examples(task, tables, ledger.joined_until, grown, keys)
+    joining = _joining_rows(task, tables, ledger.joined_until, grown, keys)
+    judging = judging_rows(task, tables, boundary, aside)
+    for rows in (came, joining, judging):
+        tables.expect(table, task.unit_column, rows[task.unit_column])
+    arrived, joined = task.examples(tables, came), task.examples(tables, joining)
+    new = arrived.keep(learnable(arrived.table["unit"], arrived.table["hour"], boundary))
     schedule = task.update_schedule
     wanted = max(int(schedule.replay_ratio * (len(new) + len(joined))), schedule.least_replayed)
     generator = np.random.default_rng([seed, parent, max(now, 0)])
     replayed = replayed_examples(
         task, tables, ledger.joined_until, aside, keys, wanted, generator, schedule.methods, losses
     )
-    tune, gate = judging_examples(task, tables, boundary, aside)
+    tune, gate = judging_examples(task, tables, judging)
     own = RowCounts(
         inserted=change.inserted + refused.inserted, updated=change.updated + refused.updated,
         deleted=change.deleted + refused.deleted, taught=new.taught_rows,
@@ -149,7 +152,7 @@ def lesson_of_everything(
         teaching = teaching.filter(pc.greater_equal(teaching["hour"], pa.scalar(end - timedelta(days=days), TIME)))
     mask = learnable(teaching[task.unit_column], teaching["hour"], boundary)
     new = task.examples(tables, teaching.filter(pa.array(mask)))
-    tune, gate = judging_examples(task, tables, boundary, aside)
+    tune, gate = judging_examples(task, tables, judging_rows(task, tables, boundary, aside))
     own = RowCounts(
         inserted=len(rows), taught=new.taught_rows, held_out=int((~mask).sum()),
         context=len(counted) - len(teaching), set_aside=len(rows) - len(counted),
@@ -179,14 +182,12 @@ class _Change:
         self.newest_window = max(landed, default=None)
 
 
-def _joined_examples(
-    task: Task, tables: Snapshot, since: datetime, ledger: Ledger, new_keys: pa.Array
-) -> Examples:
-    """Validation examples of the hours `[since, ledger.joined_until)`: their span has passed, they are learnt now."""
+def _joining_rows(task: Task, tables: Snapshot, since: datetime, ledger: Ledger, new_keys: pa.Array) -> pa.Table:
+    """Validation rows of the hours `[since, ledger.joined_until)`: their span has passed, they are learnt now."""
     rows = task.teaching(tables, tables.rows_from(task.table, since, ledger.joined_until))
     rows = rows.filter(pa.array(parts(rows[task.unit_column], rows["hour"]) != TRAIN))
     rows = rows.filter(pc.invert(pc.is_in(rows[FEEDS[task.table].key], value_set=new_keys)))
-    return task.examples(tables, without_windows(rows, ledger.set_aside))
+    return without_windows(rows, ledger.set_aside)
 
 
 def _returned(task: Task, tables: Snapshot, ledger: Ledger, change: _Change) -> pa.Table:

@@ -104,7 +104,7 @@ def fine_tune(
     learner, schedule = _prepared(learner, restore, train, tune, schedule, seed, report)
     generator = np.random.default_rng(seed)
     losses = [learner.loss(tune, schedule.batch_size)] if len(tune) else []
-    best: tuple[float, int, State] | None = None
+    best: tuple[float, int, State | None] | None = None
     steps = 0
     for epoch in range(1, schedule.epochs + 1):
         with _batches(learner, train, schedule, generator) as batches:
@@ -118,14 +118,14 @@ def fine_tune(
             report(f"pass {epoch}: {steps} steps, tuning loss {losses[0]:.4f} -> {losses[-1]:.4f}")
             if not np.isfinite(losses[-1]):
                 raise TrainingDiverged(epoch, losses[-1])
-            if best is None or losses[-1] < best[0]:
-                best = (losses[-1], epoch, learner.state())
-            elif epoch - best[1] >= schedule.patience_epochs:
-                break
-        if 0 < schedule.enough_steps <= steps:
+        ended = epoch == schedule.epochs or 0 < schedule.enough_steps <= steps
+        if len(tune) and (best is None or losses[-1] < best[0]):
+            # a copy costs what the catalogue holds: none of what no further pass can spoil
+            best = (losses[-1], epoch, None if ended else learner.state())
+        if ended or (best is not None and epoch - best[1] >= schedule.patience_epochs):
             break
     last = epoch
-    if best is not None and best[1] != last:
+    if best is not None and best[2] is not None:
         learner, last = restore(best[2]), best[1]
     if start is not None:
         learner = restore(_mean(learner.state(), start, learner.weights(), schedule.methods.average_with_start))

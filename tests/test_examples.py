@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline import examples as examples_module
-from pipeline.examples import judging_examples, learnable, parts, parts_of, span_for, without_windows
+from pipeline.examples import judging_examples, judging_rows, learnable, parts, parts_of, span_for, without_windows
 from pipeline.lake import Lake, Snapshot
 from pipeline.locking import file_locks
 from pipeline.schema import TIME
+from pipeline.tasks.contract import Examples
 from tests.price_task import PriceTask
 from tests.small_shop import hour, publish_purchases, purchases
 
@@ -59,6 +60,10 @@ def test_a_row_is_learnable_in_training_or_when_its_hour_has_joined() -> None:
     assert learnable(units, hours, NOON + timedelta(hours=1)).all()
 
 
+def judging(task: PriceTask, tables: Snapshot, since: datetime, set_aside: list[str]) -> tuple[Examples, Examples]:
+    return judging_examples(task, tables, judging_rows(task, tables, since, set_aside))
+
+
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
     lake = Lake(str(tmp_path / "lake"), file_locks(tmp_path / "locks"))
@@ -68,7 +73,7 @@ def lake(tmp_path: Path) -> Lake:
 
 def test_examples_of_the_two_judging_parts_do_not_overlap_and_are_since_the_boundary(lake: Lake) -> None:
     task, tables = PriceTask(lake, ""), Snapshot(lake, {"events": 1})
-    tune, gate = judging_examples(task, tables, hour(20).start, [hour(30).start.isoformat()])
+    tune, gate = judging(task, tables, hour(20).start, [hour(30).start.isoformat()])
     assert set(parts_of(tune)) == {TUNE} and set(parts_of(gate)) == {GATE}
     hours = {*tune.table["hour"].to_pylist(), *gate.table["hour"].to_pylist()}
     assert min(hours) == hour(20).start and hour(30).start not in hours and hour(31).start in hours
@@ -79,9 +84,9 @@ def test_where_there_are_too_many_the_same_few_judge_as_long_as_they_are_there(
 ) -> None:
     task = PriceTask(lake, "")
     monkeypatch.setattr(examples_module, "MOST_JUDGING_EXAMPLES", 30)
-    few = judging_examples(task, Snapshot(lake, {"events": 1}), hour(0).start, [])[1]
+    few = judging(task, Snapshot(lake, {"events": 1}), hour(0).start, [])[1]
     publish_purchases(lake, 50, users=500)
-    later = judging_examples(task, Snapshot(lake, {"events": 2}), hour(0).start, [])[1]
+    later = judging(task, Snapshot(lake, {"events": 2}), hour(0).start, [])[1]
     assert len(few) == len(later) == 30
     stayed = set(few.table["example_id"].to_pylist()) & set(later.table["example_id"].to_pylist())
     assert len(stayed) >= 28  # the newcomers drew smaller hashes than a few
@@ -94,7 +99,7 @@ def test_the_span_is_the_shortest_that_has_the_units_that_the_gate_wants(
     assert span_for(task, tables, hour(50).start) == 672
     units = {}
     for hours in (6, 12, 24, 48):
-        gate = judging_examples(task, tables, hour(50 - hours).start, [])[1]
+        gate = judging(task, tables, hour(50 - hours).start, [])[1]
         units[hours] = len(set(gate.table["unit"].to_pylist()))
     monkeypatch.setattr(examples_module, "WANTED_UNITS", units[12])
     assert span_for(task, tables, hour(50).start) == 12

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from pipeline.lake import Lake, LakeError
+from pipeline.lake import Lake, LakeError, Snapshot
 from pipeline.locking import file_locks
 from pipeline.schema import EVENTS, QUARANTINE_SCHEMA
 from pipeline.window import Window
@@ -123,3 +124,36 @@ def test_a_version_that_is_not_there_is_named(lake: Lake) -> None:
     lake.publish(EVENTS, [window(0)], events(("e1", 0, 1.0)), NONE, NO_QUARANTINE)
     with pytest.raises(LakeError, match="version 99; it has up to 1"):
         lake.arrow("events", version=99)
+
+
+def test_rows_of_some_values_are_read_once_with_those_that_are_expected(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake.publish(EVENTS, [window(0)], events(*((f"e{number}", 0, 1.0) for number in range(6))), NONE, NO_QUARANTINE)
+    tables = Snapshot(lake, {"events": lake.version("events")})
+    reads: list[str] = []
+    read = Snapshot.arrow
+
+    def counted(self: Snapshot, table: str, *rest: Any) -> pa.Table:
+        reads.append(table)
+        return read(self, table, *rest)
+
+    def found(*values: str | None, most_held: int = 4) -> list[str]:
+        wanted = pa.chunked_array([pa.array(values, pa.string())])
+        rows = tables.rows_of("events", "event_id", wanted, ["event_id", "price"], most_held)
+        return sorted(rows["event_id"].to_pylist())
+
+    monkeypatch.setattr(Snapshot, "arrow", counted)
+    tables.expect("events", "event_id", pa.chunked_array([pa.array(["e1", "e2", None, "e3"], pa.string())]))
+    assert found("e1", None, "e9") == ["e1"] and len(reads) == 1
+    assert found("e2", "e3") == ["e2", "e3"] and found() == [] and len(reads) == 1
+    assert found("e4", "e1") == ["e1", "e4"] and len(reads) == 2  # e4 was not expected
+    assert found("e0", "e1", most_held=1) == ["e0", "e1"] and len(reads) == 3  # too many: without the expected ones
+    assert found("e2", most_held=1) == ["e2"] and len(reads) == 4
+
+
+def test_a_fact_of_a_snapshot_is_asked_for_once(lake: Lake) -> None:
+    tables = Snapshot(lake, {"events": -1})
+    answers = iter((1, 2))
+    assert [tables.remembered("one", lambda: next(answers)) for _ in range(2)] == [1, 1]
+    assert tables.remembered("other", lambda: next(answers)) == 2

@@ -153,3 +153,16 @@ def test_facts_are_as_described(of: str) -> None:
     given = getattr(tables, of)(np.array([3, 1, 0]))
     assert given.dtype == np.float32
     np.testing.assert_allclose(given, [described[2], described[0], np.zeros(3)], atol=2e-3)  # float16
+
+
+def test_an_admitted_item_without_text_begins_at_random_and_one_with_text_at_zero() -> None:
+    tables = tables_of(4, [1, 2, 3], [0, 0, 0, 0])
+    bare = np.array([2, 3])
+    tables.describe(bare, np.zeros((2, TEXT)), np.zeros((2, 3)), np.zeros(2, int))
+    tables.begin_rows(np.array([1, 2, 3]), seed=5)
+    rows = tables.rows(np.arange(5))
+    assert not rows[[0, 1, 4]].any() and (rows[bare] != 0).all() and np.linalg.norm(rows[bare]) < 3.0
+    again = tables_of(4, [1, 2, 3], [0, 0, 0, 0])
+    again.describe(bare, np.zeros((2, TEXT)), np.zeros((2, 3)), np.zeros(2, int))
+    again.begin_rows(np.array([1, 2, 3]), seed=5)
+    np.testing.assert_array_equal(again.rows(np.arange(5)), rows)

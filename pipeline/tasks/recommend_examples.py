@@ -58,6 +58,10 @@ EXAMPLES_SCHEMA = pa.schema([
 
 def target_types(tables: Snapshot) -> tuple[str, ...]:
     """What counts as choosing an item: a purchase, or in a log without purchases any interaction."""
+    return tables.remembered("recommend.target_types", lambda: _target_types(tables))
+
+
+def _target_types(tables: Snapshot) -> tuple[str, ...]:
     # the first file with a purchase answers it: a shop that sells every day has its history not read
     events = tables.dataset("events").scanner(
         columns=["event_type"], filter=text_field("event_type") == "purchase", fragment_readahead=1, batch_readahead=0,
@@ -153,7 +157,7 @@ def _events_of(connection: Any, tables: Snapshot, users: pa.ChunkedArray) -> ir.
     if len(distinct) > _FEW_USERS:
         return tables.ibis(connection, "events")
     columns = ["user_id", "item_id", "event_type", "event_time"]
-    connection.con.register("events", tables.arrow("events", columns, text_field("user_id").isin(distinct)))
+    connection.con.register("events", tables.rows_of("events", "user_id", users, columns, _FEW_USERS))
     return connection.table("events")
 
 

@@ -149,7 +149,11 @@ class RecommenderLearner:
         times = np.repeat(encoded.times, np.diff(encoded.target_offsets))
         self._trends.count(encoded.target_index, times)
         self._neighbours.count(encoded.chosen)
-        return self._tables.items.see(np.concatenate([encoded.target_index, encoded.rating_index]))
+        before = self._tables.items.admitted
+        self._tables.items.see(np.concatenate([encoded.target_index, encoded.rating_index]))
+        admitted = np.flatnonzero(self._tables.items.admitted & ~before)
+        self._tables.begin_rows(admitted, self._seed)
+        return len(admitted)
 
     def _price_features(self, prices: pa.ChunkedArray) -> np.ndarray:
         """[n, 3]: z-score of the log price (within 4), its square, price known. The scale is that of the first call."""

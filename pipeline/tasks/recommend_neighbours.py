@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.tasks.recommend_items import lengthen
 from pipeline.tasks.recommend_trends import DAY_US
 
 # Of customers' new items in two weeks of Online Retail the best 20 by cosine found 0.109 and 0.128 with 60 days, 0.101
@@ -57,11 +58,8 @@ class Neighbours:
 
     def grow(self, items: int) -> None:
         """Makes room for `items` rows, row 0 (no item) included."""
-        missing = items - len(self.seen)
-        if missing > 0:
-            self.index = np.concatenate([self.index, np.zeros((missing, NEIGHBOURS), np.int32)])
-            self.value = np.concatenate([self.value, np.zeros((missing, NEIGHBOURS), np.float32)])
-            self.seen = np.concatenate([self.seen, np.zeros(missing, np.float32)])
+        for array in (self.index, self.value, self.seen):
+            lengthen(array, items)
 
     def weight(self, times: np.ndarray) -> np.ndarray:
         """[n] float32: what a choice at each time counts."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from models.layers import TREND_DAYS
+from pipeline.tasks.recommend_items import lengthen
 
 DAY_US = 86_400_000_000
 DAILY_SNAPSHOTS = 28  # beyond, one a week: a popularity of four weeks ago is as good a day later
@@ -45,10 +46,9 @@ class Trends:
 
     def grow(self, items: int) -> None:
         """Makes room for `items` rows, row 0 (no item) included."""
-        missing = items - len(self._counts)
-        if missing > 0:
+        if items > len(self._counts):
             self._total = None
-            self._counts = np.concatenate([self._counts, np.zeros((missing, len(TREND_DAYS)), np.float32)])
+            lengthen(self._counts, items)
 
     def count(self, items: np.ndarray, times: np.ndarray) -> None:
         """Counts choices.
