@@ -446,7 +446,7 @@ class Snapshot:
         """What `found` returns, asked once: a fact that cannot change while the versions are the same."""
         if name not in self._facts:
             self._facts[name] = found()
-        return cast(T, self._facts[name])
+        return cast("T", self._facts[name])
 
     def ibis(self, connection: Backend, table: str) -> ir.Table:
         """`table` as an Ibis table of `connection`, read lazily."""
