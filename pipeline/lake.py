@@ -13,7 +13,7 @@ between two of them leaves nothing that a second run does not complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -57,6 +57,7 @@ _CONFIGURATION = {
     "delta.deletedFileRetentionDuration": _RETENTION,
     "delta.logRetentionDuration": _RETENTION,
 }
+_APPEND_ONLY = ("decisions", "deletions")  # Delta itself refuses to change or delete a row of these
 _COUNTED = ("landed_window", "hour")  # what a window's rows are counted by
 _DAILY = ["landed_date"]  # one folder a day keeps a window's predicate to a few files
 
@@ -155,6 +156,29 @@ class Lake:
             starting_version=after_version + 1, ending_version=to_version
         )
         return net_changes(pa.table(log), feed)
+
+    def images(self, table: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Every image of every row in a table's change data, a batch at a time; nothing of a table that is not there.
+
+        Args:
+            table: its name.
+            columns: of the table, and `_change_type`, `_commit_version` where they are wanted.
+
+        Raises:
+            LakeError: the log no longer reaches back to the table's first version.
+        """
+        if self.version(table) < 0:
+            return
+        try:
+            log = self._open(table).load_cdf(starting_version=0, columns=list(columns))
+            for batch in pa.RecordBatchReader.from_stream(log):
+                yield batch.cast(_without_views(batch.schema))
+        except DeltaError as error:
+            raise LakeError(
+                f"The change data of {table!r} must reach back to its first version; they do not ({error}). Delta "
+                f"keeps them for {_RETENTION.removeprefix('interval ')}: what was learnt from older changes is in the "
+                "ledgers' counts alone."
+            ) from error
 
     # -- publishing ---------------------------------------------------------------------------------------
 
@@ -306,8 +330,9 @@ class Lake:
 
     def _create(self, table: str, schema: pa.Schema) -> None:
         if self.version(table) == -1:
+            configuration = _CONFIGURATION | ({"delta.appendOnly": "true"} if table in _APPEND_ONLY else {})
             DeltaTable.create(
-                self._uri(table), schema, mode="ignore", configuration=_CONFIGURATION,
+                self._uri(table), schema, mode="ignore", configuration=configuration,
                 partition_by=_DAILY if "landed_date" in schema.names else None, storage_options=self._storage,
             )
 
@@ -509,6 +534,12 @@ def text_field(name: str) -> ds.Expression:
     matching input types (string, string_view)"; deltalake 1.6.6, pyarrow 25.0.1).
     """
     return ds.field(name).cast(pa.string())
+
+
+def _without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain text columns: few of Arrow's functions know `string_view`."""
+    views = {pa.string_view(): pa.string()}
+    return pa.schema([one.with_type(views.get(one.type, one.type)) for one in schema])
 
 
 def deleted_rows(feed: Feed, rows: pa.Table) -> pa.Table:
