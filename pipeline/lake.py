@@ -51,13 +51,15 @@ T = TypeVar("T")
 
 # A ledger may look back over the retention of a year of hourly updates and then some; vacuum and log
 # clean-up must not take away a version that it names.
-_RETENTION = "interval 400 days"
+_KEPT = timedelta(days=400)
+_RETENTION = f"interval {_KEPT.days} days"
 _CONFIGURATION = {
     "delta.enableChangeDataFeed": "true",
     "delta.deletedFileRetentionDuration": _RETENTION,
     "delta.logRetentionDuration": _RETENTION,
 }
 _APPEND_ONLY = ("decisions", "deletions")  # Delta itself refuses to change or delete a row of these
+_GROW_BY_A_ROW = ("decisions", "deletions", "quality")  # read whole at each promotion: 100 files cost 0.1 s
 _COUNTED = ("landed_window", "hour")  # what a window's rows are counted by
 _DAILY = ["landed_date"]  # one folder a day keeps a window's predicate to a few files
 
@@ -320,6 +322,30 @@ class Lake:
         """Puts the small files of the days before `before` together; contents and change feed stay."""
         self._open(table).optimize.compact(partition_filters=[("landed_date", "<", before.isoformat())])
 
+    def tidy(self, needed: timedelta, logs: timedelta, *, dry_run: bool = False) -> dict[str, int]:
+        """Puts the logs' small files together and deletes files that only old versions of the tables need.
+
+        Args:
+            needed: age of the oldest version of a feed's table that anyone may ask for; what is younger than that, or
+                than the retention of the table itself, stays.
+            logs: the same for the tables of which only the newest version is read.
+            dry_run: only counts.
+
+        Returns:
+            table -> how many files were deleted; rows and change data of the versions that stay are as before.
+        """
+        deleted = {}
+        for table in sorted(_schemas()):
+            if self.version(table) < 0:
+                continue
+            if table in _GROW_BY_A_ROW and not dry_run:
+                self._open(table).optimize.compact()
+            age = max(needed, _KEPT) if table in FEEDS else logs
+            deleted[table] = len(self._open(table).vacuum(
+                retention_hours=int(age / timedelta(hours=1)), dry_run=dry_run, enforce_retention_duration=False
+            ))
+        return deleted
+
     # -- inside -------------------------------------------------------------------------------------------
 
     def _uri(self, table: str) -> str:
@@ -559,14 +585,19 @@ def _sql_text(text: str) -> str:
 
 def _schema_of(table: str) -> pa.Schema:
     """The schema of a table that need not exist yet."""
-    schemas: dict[str, Any] = {
+    schemas = _schemas()
+    if table not in schemas:
+        raise LakeError(f"A table is one of {sorted(schemas)}; received {table!r}.")
+    return schemas[table]
+
+
+def _schemas() -> dict[str, pa.Schema]:
+    schemas = {
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
         "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,
     }
     for feed in FEEDS.values():
         schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema
-    if table not in schemas:
-        raise LakeError(f"A table is one of {sorted(schemas)}; received {table!r}.")
-    return schemas[table]
+    return schemas
 
 

@@ -24,6 +24,7 @@ _VERDICTS = {
     ASIDE: ("note", "–", "have set it aside: refused for good"),
     UNSEEN: ("note", " ", "know nothing of it any more: it was deleted before they had learnt it"),
 }
+_COUNTED_FROM = 20  # of shorter tables the eye sees how long they are
 _ORDINARY = 80  # characters of an id in a file's name
 
 
@@ -120,9 +121,9 @@ def _of_version(answer: Mapping[str, Any]) -> tuple[str, tuple[str, list[str]], 
     own, aliases = answer["own_rows"], f" ({', '.join(answer['aliases'])})" if answer["aliases"] else ""
     origin = f"from version {answer['parent']}" if answer["parent"] else "from the base"
     said = [
-        f"{answer['kind']} {origin}: {own['taught'] + own['joined']:,} rows learnt, {own['held_out']:,} held out to "
-        f"judge, {own['context']:,} read as context",
-        f"{answer['decision']}: {' '.join(answer['reasons'])}", *answer["differences"],
+        f"{answer['kind'].capitalize()} {origin}: {own['taught'] + own['joined']:,} rows learnt, "
+        f"{own['held_out']:,} held out to judge, {own['context']:,} read as context",
+        f"Gate: {answer['decision']}. {' '.join(answer['reasons'])}", *answer["differences"],
     ]
     if answer["retired"]:
         said.append(f"Its files were removed: {answer['retired']}")
@@ -137,15 +138,15 @@ def _of_version(answer: Mapping[str, Any]) -> tuple[str, tuple[str, list[str]], 
             (_short(one["since"]), _short(one["until"]) or "now", one["action"], one["who"], " ".join(one["reasons"]))
             for one in answer["served"]
         ]),
-        ("Tables that it read", ("table", "how", "own part: versions after … up to", "rows then", "windows"), [
-            (one["table"], one["reads"], f"{one['after']} … {one['to']}", one["rows"],
+        ("Tables that it read", ("table", "how", "its own part: after … up to version", "rows then", "windows"), [
+            (one["table"], one["reads"], _span(one), one["rows"],
              f"{_short(one['first_window'])} to {_short(one['last_window'])}") for one in answer["tables"]
         ]),
         ("Lineage, oldest first", (
             "version", "kind", "table versions", "newest window", "taught", "joined", "held out", "context",
             "set aside", "decision",
         ), [
-            (one["version"], one["kind"], f"{one['after']} … {one['to']}", _short(one["window"]),
+            (one["version"], one["kind"], _span(one), _short(one["window"]),
              *(one["own_rows"][name] for name in ("taught", "joined", "held_out", "context", "set_aside")),
              one["decision"]) for one in answer["lineage"]
         ]),
@@ -168,22 +169,21 @@ def _of_rows(answer: Mapping[str, Any]) -> tuple[str, tuple[str, list[str]], lis
         said = ["The lake has never had a row of it: no version has learnt from it. Is the id right?"]
     said += [f"Deleted on request at {_short(when)} UTC." for when in answer["deleted"]]
     learnt = any(task["by_verdict"].get(verdict) for _, task in tasks for verdict in (LEARNT, MAYBE))
-    tables: list[tuple[str, _Row, list[_Row]]] = []
+    tables: list[tuple[str, _Row, list[_Row]]] = [
+        (f"Versions of {task['task']}, by {feed}", (
+            "versions", "what they know", "rows, ancestors included", "own learning", "decision", "serving",
+        ), list(_runs(task["versions"]))) for feed, task in tasks
+    ]
     for one in answer["feeds"]:
         if one["rows"]["ever"]:
             tables.append((f"Rows of {one['feed']}", ("now", "ever", "landed from", "to", "table versions"), [(
-                one["rows"]["now"], one["rows"]["ever"], _short(one["rows"]["first_window"]),
+                f"{one['rows']['now']:,}", f"{one['rows']['ever']:,}", _short(one["rows"]["first_window"]),
                 _short(one["rows"]["last_window"]), " … ".join(map(str, one["rows"]["table_versions"])),
             )]))
             tables.append((f"Their past in {one['feed']}", ("row", "table version", "change", "happened", "window"), [
                 (image["key"], image["table_version"], image["change"], _short(image["happened"]),
                  _short(image["landed_window"])) for image in one.get("images", ())
             ]))
-        tables += [
-            (f"Versions of {task['task']}, by {one['feed']}", (
-                "versions", "what they know", "rows, ancestors included", "own learning", "decision", "serving",
-            ), list(_runs(task["versions"]))) for task in one["tasks"]
-        ]
     said = said or ["No task reads this feed."]
     return f"{answer['asked']} {answer['id']}", ("warn" if learnt else "note", said), tables
 
@@ -231,7 +231,9 @@ class _Badge(str):
 def _plain(cell: Any) -> str:
     if isinstance(cell, _Badge):
         return f"{_VERDICTS[cell][1]} {cell}"
-    return f"{cell:,}" if isinstance(cell, int) else str(cell if cell is not None else "")
+    if isinstance(cell, int):
+        return f"{cell:,}" if cell else "·"  # a table of windows is mostly nothing
+    return str(cell if cell is not None else "")
 
 
 def _html_table(name: str, head: _Row, rows: Sequence[_Row]) -> str:
@@ -240,9 +242,9 @@ def _html_table(name: str, head: _Row, rows: Sequence[_Row]) -> str:
         "<tr>" + "".join(f"<td{_number_class(rows, place)}>{_cell(cell)}</td>" for place, cell in enumerate(row))
         + "</tr>" for row in rows
     )
-    count = f" <small>{len(rows):,}</small>" if len(rows) > 1 else ""
+    count = f" <small>{len(rows):,}</small>" if len(rows) > _COUNTED_FROM else ""
     return (
-        f"<section><h2>{_text(name)}{count}</h2><div style=\"overflow-x:auto\"><table><thead><tr>{top}</tr></thead>"
+        f'<section><h2>{_text(name)}{count}</h2><div class="wide"><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></section>"
     )
 
@@ -273,6 +275,11 @@ def _tiles(answer: Mapping[str, Any]) -> str:
 
 def _count(did: Mapping[str, int], *names: str) -> int:
     return sum(did.get(name, 0) for name in names)
+
+
+def _span(step: Mapping[str, Any]) -> str:
+    """The versions of a table that are a model version's own part: after … up to."""
+    return f"all up to {step['to']}" if step["after"] < 0 else f"{step['after']} … {step['to']}"
 
 
 def _short(time: str | None) -> str:

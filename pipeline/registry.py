@@ -172,6 +172,10 @@ class Registry:
         """Whether the log has what was done with a version: moved to champion, held or rejected."""
         return any(row.action != "set-aside" for row in self._log.rows(task, version=version))
 
+    def all_decided(self, task: str) -> set[int]:
+        """The versions with which something was done."""
+        return {row.version for row in self._log.rows(task) if row.action != "set-aside"}
+
     def decisions(self, task: str) -> pa.Table:
         """The log of a task's decisions: DECISIONS_SCHEMA, in order of time."""
         return self._log.table(task)

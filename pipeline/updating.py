@@ -105,15 +105,22 @@ def retrain(
 def promote(
     task_name: str, version: int, settings: Settings, decided_at: datetime, who: str = "update"
 ) -> dict[str, Any]:
-    """Acts on the decision that stands in a version's tags, and writes its quality into the lake. Idempotent.
+    """Acts on the decision in a version's tags, writes its quality into the lake and its page of lineage. Idempotent.
 
     Returns:
         `action`, `champion_before`, `champion_after`. `action` is the decision, or `overtaken` where another
         champion serves than the version was compared with: then it is held, and the next update plans anew.
     """
+    done = _acted_on(task_name, version, settings, decided_at, who)
+    write_version_page(task_name, version, settings)
+    return done
+
+
+def _acted_on(
+    task_name: str, version: int, settings: Settings, decided_at: datetime, who: str
+) -> dict[str, Any]:
     lake, registry = open_lake(settings), open_registry(settings)
     _publish_quality(lake, registry, task_name, version)
-    write_version_page(task_name, version, settings)
     tags = registry.tags(task_name, version)
     reasons = json.loads(tags["evergreen.reasons"])
     ledger = _ledger(registry, task_name, version)
