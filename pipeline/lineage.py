@@ -249,16 +249,23 @@ def _iso(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat()
 
 
+def note_version_page(task_name: str, number: int, settings: Settings) -> None:
+    """Notes where a version's page is, its address or its path in reports, as the version's tag `evergreen.lineage`."""
+    from pipeline.lineage_pages import lineage_path
+
+    path = lineage_path({"asked": "version", "task": task_name, "version": number}, settings.reports)
+    place = settings.page_url(path) if settings.pages_url else path.relative_to(settings.reports).as_posix()
+    open_registry(settings).note(task_name, number, "lineage", str(place))
+
+
 def write_version_page(task_name: str, number: int, settings: Settings) -> Path:
-    """Writes the page of what a version itself has learnt, and notes its address on the version in the registry.
+    """Writes the page of what a version itself has learnt.
 
     The windows of its ancestors are on their pages; `python -m pipeline.lineage version` writes all of them on one.
     """
     from pipeline.lineage_pages import write_lineage_page
 
-    path = write_lineage_page(of_version(task_name, number, settings, whole=False), settings.reports)
-    open_registry(settings).note(task_name, number, "lineage", str(settings.page_url(path)))
-    return path
+    return write_lineage_page(of_version(task_name, number, settings, whole=False), settings.reports)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 MOVES = ("promote", "first", "force", "rollback")
 NOTES = ("hold", "reject", "set-aside")
 
+_LOGGED = "models:/"
 RETIRED, _FILES = "evergreen.retired", "evergreen.files"
 
 _STORED_WHOLE = "see the run's artifact tags.json"
@@ -396,8 +397,9 @@ class Registry:
         """(address, folder) of a version's checkpoint and of its package."""
         held = self._version(task, version)
         places = [(self._client.get_run(held.run_id).info.artifact_uri, "checkpoint")] if held.run_id else []
-        if held.model_id:
-            places.append((self._client.get_logged_model(held.model_id).artifact_location, ""))
+        if held.source and held.source.startswith(_LOGGED):  # `model_id` is None on a version that is read again
+            logged = self._client.get_logged_model(held.source.removeprefix(_LOGGED))
+            places.append((logged.artifact_location, ""))
         return places
 
     def verify(self, task: str, version: int) -> None:

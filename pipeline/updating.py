@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.checkpoint import Ledger
 from pipeline.lake import Lake, Snapshot, open_lake
-from pipeline.lineage import write_version_page
+from pipeline.lineage import note_version_page, write_version_page
 from pipeline.locking import locks_of
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PromotionConflict
@@ -111,6 +111,7 @@ def promote(
         `action`, `champion_before`, `champion_after`. `action` is the decision, or `overtaken` where another
         champion serves than the version was compared with: then it is held, and the next update plans anew.
     """
+    note_version_page(task_name, version, settings)  # its address first: whoever sees a decision finds where it leads
     done = _acted_on(task_name, version, settings, decided_at, who)
     write_version_page(task_name, version, settings)
     return done

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline import forgetting, lineage, training, updating
-from pipeline.lake import open_lake
+from pipeline.lake import Snapshot, open_lake
+from pipeline.learnt import FewRows, known_by_versions
+from pipeline.lesson import lesson_of_change
 from pipeline.lineage import main, of_rows, of_version
 from pipeline.masking import Mask
 from pipeline.registry import open_registry
@@ -227,6 +229,43 @@ def test_what_the_lake_never_had_was_learnt_by_nobody(world: World, capsys: pyte
     assert world.known("window", str(hour(5000)), "events") == {}
 
 
+def test_rows_of_a_refused_window_that_its_correction_left_as_they_were_are_learnt_with_it(
+    price_shop: Settings
+) -> None:
+    lake, registry = open_lake(price_shop), open_registry(price_shop)
+    publish_purchases(lake, 100, count=40)  # table version 2, which is refused for good
+    rows = purchases(100, count=40)
+    prices = [price + 1.0 if place < 10 else price for place, price in enumerate(rows["price"].to_pylist())]
+    rows = rows.set_column(rows.schema.get_field_index("price"), "price", pa.array(prices, pa.float64()))
+    publish(lake, EVENTS, [hour(100)], rows)
+    task, parent = PriceTask(lake, ""), lineage.Version(1, registry.tags("price", 1))
+    lesson = lesson_of_change(task, Snapshot(lake, {"events": 3}), 1, parent.ledger, 2, seed=7)
+    own = lesson.ledger.own_rows
+    assert lesson.ledger.set_aside == {} and own.balanced
+    assert own.taught + own.held_out + own.context == 48  # the ten corrected ones and the others
+    version = lineage.Version(2, {"evergreen.ledger": json.dumps(lesson.ledger.as_json())})
+    told = lineage.own_rows(task, lake, version, parent).to_pylist()
+    assert {row["key"] for row in told if row["did"] == "taught"} == set(lesson.new.table["example_id"].to_pylist())
+    assert {row["did"] for row in told} == {"taught", "held out", "context"} and len(told) == 48
+
+
+def test_what_is_set_aside_is_told_and_comes_back_with_its_correction(price_shop: Settings) -> None:
+    lake, registry = open_lake(price_shop), open_registry(price_shop)
+    publish_purchases(lake, 100, count=40)
+    publish_purchases(lake, 101)
+    task, first = PriceTask(lake, ""), lineage.Version(1, registry.tags("price", 1))
+    lesson = lesson_of_change(task, Snapshot(lake, {"events": 3}), 1, first.ledger, 2, seed=7)
+    second = lineage.Version(2, {"evergreen.ledger": json.dumps(lesson.ledger.as_json())})
+    publish(lake, EVENTS, [hour(100)], purchases(100, count=40).slice(1))  # one row goes, the others are as they were
+    lesson = lesson_of_change(task, Snapshot(lake, {"events": 4}), 2, second.ledger, 3, seed=7)
+    third = lineage.Version(3, {"evergreen.ledger": json.dumps(lesson.ledger.as_json())})
+    few = FewRows.of(lake, EVENTS, "landed_window", hour(100).start)
+    known = known_by_versions(task, lake, [first, second, third], few)
+    assert [one.rows for one in known[:2]] == [{}, {"set aside": 48}] and known[1].own == {"set aside": 48}
+    assert known[2].own["deleted"] == 1 and sum(known[2].rows.values()) == 47 and "set aside" not in known[2].rows
+    assert known[2].rows["learnt"] == len(lesson.new)
+
+
 @pytest.mark.slow
 def test_a_retrain_on_few_days_may_have_old_rows_replayed_by_its_updates(
     world: World, first_price_shop: Path, tmp_path: Path
@@ -300,7 +339,7 @@ def test_promotion_writes_the_versions_page_and_notes_it_in_the_registry(price_s
     updating.promote("price", 2, settings, NOW)
     page = settings.reports / "lineage" / "price-2.html"
     assert "Windows of its own learning" in page.read_text()
-    assert open_registry(settings).tags("price", 2)["evergreen.lineage"] == str(page)
+    assert open_registry(settings).tags("price", 2)["evergreen.lineage"] == "lineage/price-2.html"
 
 
 def test_forgetting_a_user_answers_with_the_versions_concerned(
