@@ -15,18 +15,19 @@ import pytest
 from pipeline import forgetting, lineage, training, updating
 from pipeline.lake import Snapshot, open_lake
 from pipeline.learnt import FewRows, known_by_versions
-from pipeline.lesson import lesson_of_change
+from pipeline.lesson import lesson_of_change, lesson_of_everything
 from pipeline.lineage import main, of_rows, of_version
 from pipeline.masking import Mask
 from pipeline.registry import open_registry
 from pipeline.registry_errors import VersionMissing
-from pipeline.schema import EVENTS
+from pipeline.schema import EVENTS, ITEMS
 from pipeline.settings import Settings
+from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import Examples
 from pipeline.window import Window
 from tests.conftest import copied
 from tests.price_task import PriceTask
-from tests.small_shop import hour, publish, publish_purchases, purchases
+from tests.small_shop import hour, publish, publish_hours, publish_purchases, purchases, settings_of, small_shop
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -368,3 +369,28 @@ def test_nothing_imports_tensorflow_to_answer() -> None:
 
     script = "import sys, pipeline.lineage; assert not {'mlflow', 'tensorflow'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_of_the_recommender_rows_counts_and_catalogue_are_told_as_they_were_read(tmp_path: Path) -> None:
+    """Views, searches and a catalogue: what the lessons count is what the lineage finds, without training anything."""
+    settings, shop = settings_of(tmp_path), small_shop(users=100, history_days=2, history_events=1_500)
+    lake = open_lake(settings)
+    publish_hours(settings, shop, 0, 48)
+    task = task_named("recommend", settings, lake)
+    tables = Snapshot(lake, {name: lake.version(name) for name in ("events", "items")})
+    base = lesson_of_everything(task, tables, None, None)
+    publish_hours(settings, shop, 48, 2)
+    tables = Snapshot(lake, {name: lake.version(name) for name in ("events", "items")})
+    update = lesson_of_change(task, tables, 1, base.ledger, base.ledger.versions["events"], seed=7)
+    first, second = (
+        lineage.Version(number, {"evergreen.ledger": json.dumps(lesson.ledger.as_json())})
+        for number, lesson in ((1, base), (2, update))
+    )
+    for version, parent in ((first, None), (second, first)):
+        rows = lineage.own_rows(task, lake, version, parent)
+        assert lineage._differences(version, rows) == [] and len(rows) > 100
+    launched = lake.changes("items", first.ledger.versions["items"], second.ledger.versions["items"])
+    few = FewRows.of(lake, ITEMS, "item_id", launched["item_id"][0].as_py())
+    known = known_by_versions(task, lake, [first, second], few)
+    assert [one.verdict for one in known] == ["not seen", "context"] and known[1].own == {"context": 1}
