@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("show", _show_champion, "Print the version that serves.")
     command("versions", _show_versions, "List all versions with their decisions and aliases.")
+    command("history", _show_history, "List who served when and why, oldest first; also versions that are gone.")
     command("log", _show_log, "List every promotion, hold, rejection and rollback, oldest first.")
     promote = command("promote", _promote, "Make a version the champion.")
     promote.add_argument("version", type=int, help="the version")
@@ -77,12 +78,30 @@ def _show_versions(registry: Registry, chosen: argparse.Namespace, console: Any)
     aliases: dict[int, list[str]] = {}
     for alias, version in registry.aliases(chosen.task).items():
         aliases.setdefault(version, []).append(alias)
-    table = Table("version", "alias", "kind", "from", "newest window", "decision", "because")
-    for version in registry.versions(chosen.task):
-        tags = registry.tags(chosen.task, version)
+    table = Table("version", "alias", "kind", "from", "newest window", "decision", "because", "files")
+    for entry in registry.entries(chosen.task):
+        version, tags = entry.number, entry.tags
         seen = (tags.get(f"evergreen.{key}", "") for key in ("kind", "parent", "window", "decision"))
         reasons = json.loads(tags.get("evergreen.reasons", "[]"))
-        table.add_row(str(version), " ".join(sorted(aliases.get(version, []))), *seen, " ".join(reasons))
+        table.add_row(
+            str(version), " ".join(sorted(aliases.get(version, []))), *seen, " ".join(reasons),
+            "removed" if entry.retired else "there",
+        )
+    console.print(table)
+
+
+def _show_history(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("version", "served from (UTC)", "until", "by", "who", "newest window", "because")
+    for one in registry.services(chosen.task):
+        until = f"{one.until:%Y-%m-%d %H:%M}" if one.until else "now"
+        table.add_row(
+            str(one.version), f"{one.since:%Y-%m-%d %H:%M}", until, one.action, one.who,
+            f"{one.window:%Y-%m-%d %H:%M}" if one.window else "", " ".join(one.reasons),
+        )
+        if one.gap:
+            console.print(f"The move that made {one.follows} the champion before {one.version} is not in the log.")
     console.print(table)
 
 

@@ -79,10 +79,17 @@ def _task(health: TaskHealth, settings: Settings) -> str:
     ]
     shown = "".join(f"<div><b>{_text(value)}</b><span>{_text(word)}</span></div>" for value, word in tiles)
     return (
-        f"<h2>{_text(PREFIX + health.task)}</h2>"
+        f"<h2>{_text(PREFIX + health.task)}{_lineage(health, settings)}</h2>"
         f'<section class="tiles" aria-label="State of {_text(health.task)}">{shown}</section>'
         f"{_picture(health, settings)}{_decisions(health)}"
     )
+
+
+def _lineage(health: TaskHealth, settings: Settings) -> str:
+    """A link to the page of what the champion has learnt, where there is one."""
+    page = f"lineage/{health.task}-{health.champion}.html"
+    there = (settings.reports / page).exists()
+    return f' <small><a href="{_text(page)}">what version {health.champion} learnt</a></small>' if there else ""
 
 
 def _picture(health: TaskHealth, settings: Settings) -> str:

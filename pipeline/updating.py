@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline.checkpoint import Ledger
 from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lineage import note_version_page, write_version_page
 from pipeline.locking import locks_of
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PromotionConflict
@@ -104,12 +105,21 @@ def retrain(
 def promote(
     task_name: str, version: int, settings: Settings, decided_at: datetime, who: str = "update"
 ) -> dict[str, Any]:
-    """Acts on the decision that stands in a version's tags, and writes its quality into the lake. Idempotent.
+    """Acts on the decision in a version's tags, writes its quality into the lake and its page of lineage. Idempotent.
 
     Returns:
         `action`, `champion_before`, `champion_after`. `action` is the decision, or `overtaken` where another
         champion serves than the version was compared with: then it is held, and the next update plans anew.
     """
+    note_version_page(task_name, version, settings)  # its address first: whoever sees a decision finds where it leads
+    done = _acted_on(task_name, version, settings, decided_at, who)
+    write_version_page(task_name, version, settings)
+    return done
+
+
+def _acted_on(
+    task_name: str, version: int, settings: Settings, decided_at: datetime, who: str
+) -> dict[str, Any]:
     lake, registry = open_lake(settings), open_registry(settings)
     _publish_quality(lake, registry, task_name, version)
     tags = registry.tags(task_name, version)
@@ -258,10 +268,21 @@ class _Job:
             (folder / "quality.json").write_text(json.dumps(rows))
             version = self.registry.register(
                 self.name, learner.package(Path(scratch) / "package"), folder,
-                tags={**_tags(self.name, lesson.ledger, champion, decision), **notes}, metrics=_metrics(rows),
+                tags={
+                    **_tags(self.name, lesson.ledger, champion, decision), **notes,
+                    "evergreen.settings": self._numbers_of(lesson.ledger.kind),
+                }, metrics=_metrics(rows),
             )
         self.report(f"registered as version {version} of evergreen-{self.name}")
         return _outcome(self.name, version, decision.outcome, decision.reasons, lesson.ledger)
+
+    def _numbers_of(self, kind: str) -> str:
+        """What the training was told, as JSON: seed, encoder, the schedule with its methods, the gate's rules."""
+        schedule = self.task.update_schedule if kind == "update" else self.task.base_schedule
+        return json.dumps({
+            "seed": self.settings.seed, "encoder": self.settings.encoder, "schedule": asdict(schedule),
+            "gate": asdict(self.task.gate),
+        })
 
     def _learner_of(self, version: int) -> tuple[Ledger, Learner]:
         from pipeline.checkpoint import load

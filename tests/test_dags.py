@@ -86,7 +86,7 @@ def test_the_dag_files_parse_in_under_a_second_and_import_nothing_heavy(environm
 
 
 def test_all_dags_of_the_design_are_there(dags: dict) -> None:
-    assert set(dags) == {"ingest", "update_recommend", "retrain_recommend", "watch", "rollback"}
+    assert set(dags) == {"ingest", "update_recommend", "retrain_recommend", "watch", "rollback", "retention"}
 
 
 def test_each_dag_tells_an_operator_what_it_does(dags: dict) -> None:
