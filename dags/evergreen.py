@@ -37,7 +37,7 @@ class Notice(BaseNotifier):
         task = f".{ti.task_id}" if ti is not None and context.get("exception") else ""
         raise_alert(
             read_settings(), f"failed-{dag}",
-            f"{dag}{task}: {said} Look at the run {context['run_id']} in Airflow; the next that works settles this.",
+            f"{dag}{task}: {said} → Look at the run {context['run_id']} in Airflow; the next that works settles this.",
         )
 
 

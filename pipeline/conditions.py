@@ -83,7 +83,7 @@ class Condition:
     retrain_after_hours: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.text} {self.remedy}"
+        return f"{self.text} → {self.remedy}"
 
 
 def task_conditions(health: TaskHealth, opened: Mapping[str, datetime]) -> list[Condition]:

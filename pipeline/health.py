@@ -10,7 +10,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _REASONS_SHOWN = 6
 _COLUMNS_SHOWN = 6
+_DECISIONS_SHOWN = 4
 _NO_NUMBER = "–"
 _SMOOTHED_HOURS = 7  # single hours of a small shop scatter more than anything that happens to its model
 _STYLES = {"champion": "own", "never_updated": "old", "baseline": "plain"}
@@ -48,12 +49,13 @@ def write_health_page(
         settings: of the installation.
         at: when the states were looked at.
     """
-    path = settings.reports / "health.html"
+    path, alerts = settings.reports / "health.html", open_alerts(settings)
+    opened = frozenset(alert["condition"] for alert in alerts)
     body = [
         f'<header><p class="crumb">Evergreen</p><h1>Health</h1><p>As of {at:%Y-%m-%d %H:%M} UTC</p></header>',
-        _verdict(tasks, open_alerts(settings)),
-        *(_task(health, last_asked(settings, f"retrain-{health.task}")) for health in tasks),
-        *(_feed(health, quarantined, settings) for health in feeds if health.newest is not None),
+        _verdict(tasks, alerts),
+        *(_task(health, last_asked(settings, f"retrain-{health.task}"), opened) for health in tasks),
+        *(_feed(health, quarantined, settings) for health in sorted(feeds, key=lambda one: -sum(one.hourly))),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -72,7 +74,8 @@ def _verdict(tasks: Sequence[TaskHealth], alerts: Sequence[Mapping[str, Any]]) -
             f"<p>In service: {_text(served)}.</p></section>"
         )
     said = "".join(
-        f'<li><p>{_text(alert["text"])}</p><p class="count"><code>{_text(alert["condition"])}</code> since '
+        f'<li><p>{_text(alert["text"]).replace(" → ", "<br><b>→</b> ")}</p>'
+        f'<p class="count"><code>{_text(alert["condition"])}</code> since '
         f"{_text(alert['at'][:16].replace('T', ' '))} UTC</p></li>" for alert in alerts
     )
     bad = any(alert["condition"].startswith(_SERVES_BADLY) for alert in alerts)
@@ -87,36 +90,43 @@ def _verdict(tasks: Sequence[TaskHealth], alerts: Sequence[Mapping[str, Any]]) -
 # -- a task -----------------------------------------------------------------------------------------------------
 
 
-def _task(health: TaskHealth, asked: Mapping[str, Any] | None) -> str:
-    parts = [
-        f'<h2 class="of">{_text(PREFIX + health.task)}</h2>', _tiles(health, asked),
-        '<div class="two">', _quality(health), _aging(health), "</div>",
-        _answers(health.answers), _decisions(health),
-    ]
-    return "\n".join(parts)
+def _task(health: TaskHealth, asked: Mapping[str, Any] | None, opened: Collection[str]) -> str:
+    return "\n".join([
+        f'<h2 class="of">{_text(PREFIX + health.task)}</h2>', _tiles(health, asked, opened),
+        f'<div class="two wide"><div>{_quality(health)}{_decisions(health)}</div>'
+        f"<div>{_aging(health)}{_answers(health.answers)}</div></div>",
+    ])
 
 
-def _tiles(health: TaskHealth, asked: Mapping[str, Any] | None) -> str:
+def _tiles(health: TaskHealth, asked: Mapping[str, Any] | None, opened: Collection[str]) -> str:
     updated, plain = pooled(health.lines, "champion"), pooled(health.lines, "baseline")
     lead = (updated - plain) / plain if plain > 0 else math.nan
     newest = health.decisions[0] if health.decisions else None
     refused = f", {health.refused_in_a_row} in a row" if health.refused_in_a_row > 1 else ""
+    due = asked if asked and (health.retrained is None or asked["at"] > health.retrained.isoformat()) else None
     tiles = [
         ("Serves", f"version {health.champion}" if health.champion else "nothing",
-         f"to roll back to: {health.previous}" if health.previous else "nothing to roll back to"),
-        ("Fresh", _behind(health.hours_behind), f"knows rows up to {_time(health.newest_known)}"),
+         f"to roll back to: {health.previous}" if health.previous else "nothing to roll back to",
+         ("no-champion", "forgotten", "cannot-score")),
+        ("Fresh", _behind(health.hours_behind), f"knows rows up to {_time(health.newest_known)}",
+         ("behind", "aging", "unknown-items")),
         ("Against the baseline", _NO_NUMBER if math.isnan(lead) else f"{lead:+.0%}",
-         f"{_number(updated)} beside {_number(plain)}, last {len(health.lines)} hours"),
+         f"{_number(updated)} beside {_number(plain)}, last {len(health.lines)} hours",
+         ("below-baseline", "quality-fell")),
         ("Last decision", f"{newest['action']} {newest['version']}" if newest else "none",
-         f"{_time(newest['decided_at'])}{refused}" if newest else ""),
-        ("Full retrain", "asked for" if asked else "not due",
-         _time(datetime.fromisoformat(asked["at"])) if asked else "weekly in any case"),
+         f"{_time(newest['decided_at'])}{refused}" if newest else "", ("refused",)),
+        ("Full retrain", "asked for" if due else "not due",
+         _time(datetime.fromisoformat(due["at"])) if due else f"last: {_time(health.retrained)}", ()),
     ]
     shown = "".join(
-        f"<div><span>{_text(name)}</span><b>{_text(value)}</b><span>{_text(more)}</span></div>"
-        for name, value, more in tiles
+        f'<div{_marked(health.task, causes, opened)}><span>{_text(name)}</span><b>{_text(value)}</b>'
+        f"<span>{_text(more)}</span></div>" for name, value, more, causes in tiles
     )
     return f'<section class="tiles" aria-label="State of {_text(health.task)}">{shown}</section>'
+
+
+def _marked(task: str, causes: Sequence[str], opened: Collection[str]) -> str:
+    return ' class="look"' if any(f"{cause}-{task}" in opened for cause in causes) else ""
 
 
 def _quality(health: TaskHealth) -> str:
@@ -125,7 +135,8 @@ def _quality(health: TaskHealth) -> str:
         return "<section><h3>Quality on arrival</h3><p>No hour was scored yet.</p></section>"
     held = {(one.role, one.window): one.mean for one in health.scored}
     lines = [
-        Line(words, _STYLES[role], [held.get((role, window), math.nan) for window in windows], _SMOOTHED_HOURS)
+        Line(words, _STYLES[role], [held.get((role, window), math.nan) for window in windows],
+             _SMOOTHED_HOURS, faint=role == "champion")
         for role, words in ROLES.items() if any((role, window) in held for window in windows)
     ]
     said = f"Quality of {health.task} on each of {len(windows)} hours, before it was learnt: " + ", ".join(
@@ -168,26 +179,28 @@ def _answers(shifts: Sequence[Shift]) -> str:
 
 
 def _decisions(health: TaskHealth) -> str:
+    if not health.decisions:
+        return ""
+    newest, older = health.decisions[:_DECISIONS_SHOWN], health.decisions[_DECISIONS_SHOWN:]
+    more = f"<details><summary>{len(older)} before these</summary>{_decision_table(older)}</details>" if older else ""
+    return f"<section><h3>Newest decisions</h3>{_decision_table(newest)}{more}</section>"
+
+
+def _decision_table(decisions: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
-        f'<tr><td class="short" data-label="Decided">{_time(row["decided_at"])}</td>'
-        f'<td data-label="Action"><span class="badge {_BADGES.get(row["action"], "note")}">{_text(row["action"])}'
-        f'</span></td><td data-label="Version">{row["version"]}</td>'
-        f'<td data-label="By">{_text(row["who"])}</td>'
-        f'<td data-label="Because">{_text((json.loads(row["reasons"]) or [""])[0])}</td></tr>'
-        for row in health.decisions
+        f'<tr><td class="short"><span class="badge {_BADGES.get(row["action"], "note")}">{_text(row["action"])}</span> '
+        f'version {row["version"]}<span class="count">{_time(row["decided_at"])}, by {_text(row["who"])}</span></td>'
+        f'<td>{_text((json.loads(row["reasons"]) or [""])[0])}</td></tr>' for row in decisions
     )
-    head = "".join(f'<th scope="col">{word}</th>' for word in ("Decided (UTC)", "Action", "Version", "By", "Because"))
-    return (
-        f'<section><h3>Newest decisions</h3><table class="stack"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></section>"
-    ) if rows else ""
+    return f'<table class="stack"><tbody>{rows}</tbody></table>'
 
 
 # -- a feed -----------------------------------------------------------------------------------------------------
 
 
 def _feed(health: FeedHealth, quarantined: Mapping[tuple[str, str], int], settings: Settings) -> str:
-    assert health.newest is not None
+    if health.newest is None or not any(health.hourly):
+        return ""
     ends = (f"{len(health.hourly)} hours ago", _time(health.newest))
     page = page_path(health.feed, [Window(health.newest)], settings.reports)
     link = f'<p><a href="{page.relative_to(settings.reports).as_posix()}">Checks of the newest hour</a></p>'
@@ -199,11 +212,12 @@ def _feed(health: FeedHealth, quarantined: Mapping[tuple[str, str], int], settin
     )
     drifted = (
         "<section><h3>Drift <small>the last day beside the same hours before</small></h3>"
-        f"{_moved(health.shifts) if health.shifts else '<p>Too little history to compare with.</p>'}</section>"
-    )
+        f"{_moved(health.shifts)}</section>"
+    ) if health.shifts else "<section><h3>Drift</h3><p>Too few rows or days to compare with.</p></section>"
     return "\n".join([
-        f'<h2 class="of">Feed {_text(health.feed)}</h2>', '<div class="two">', came, drifted, "</div>",
-        '<div class="two">', _strangers(health), _quarantine(health.feed, quarantined), "</div>",
+        f'<h2 class="of">Feed {_text(health.feed)}</h2>',
+        f'<div class="two"><div>{came}{_strangers(health)}</div>'
+        f"<div>{drifted}{_quarantine(health.feed, quarantined)}</div></div>",
     ])
 
 
@@ -284,21 +298,26 @@ _BADGES = {
 
 _STYLE = """
 h2.of{font-size:1.3rem;margin:2rem 0 .2rem}
-h3{font-size:1rem;margin:0 0 .3rem}
+h3{font-size:1rem;margin:0 0 .4rem}
 h3 small{font-weight:400;color:var(--soft);font-size:.88rem;display:block}
-.two{display:grid;grid-template-columns:1fr 1fr;gap:1rem;align-items:start;margin:1rem 0}
-.two:empty{display:none}
-.two section{margin:0;height:100%}
-.two section:only-child{grid-column:1/-1}
+.two{display:grid;grid-template-columns:1fr 1fr;gap:0 1rem;align-items:start}
+.wide{grid-template-columns:3fr 2fr}
+.two section{margin:1rem 0 0}
+.two>div{min-width:0}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));margin-bottom:0}
 .tiles span:first-child{font-size:.85rem}
-.tiles b{font-size:1.35rem}
+.tiles b{font-size:1.35rem;padding:.1rem 0}
+.tiles .look{border-color:var(--warn);box-shadow:inset .3rem 0 var(--warn)}
 .breaches p.count{margin:0}
+.reasons th[scope=row],.reasons .num{white-space:nowrap}
+.reasons th:first-child,.reasons td:first-child{padding-left:0}
+.stack td:first-child{padding-left:0}
 a{color:var(--rows)}
-@media(max-width:42rem){.two{grid-template-columns:1fr}
-.stack thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+@media(max-width:52rem){.two,.wide{grid-template-columns:1fr}}
+@media(max-width:42rem){.tiles{grid-template-columns:1fr 1fr;gap:.6rem}
 .stack,.stack tbody,.stack tr,.stack td{display:block;width:100%}
 .stack tr{border-top:1px solid var(--line);padding:.5rem 0}
 .stack td{border:0;padding:.1rem 0}
-.stack td::before{content:attr(data-label) ": ";color:var(--soft)}
-.bars th{width:45%}}
+.reasons th[scope=row]{white-space:normal}
+.reasons .bar{width:30%}}
 """

@@ -23,13 +23,15 @@ class Line:
         words: what it shows.
         style: one of the styles of `STYLE`: `own`, `old`, `plain`.
         values: by place; nan: a gap.
-        smooth: the mean of so many places is drawn boldly over the faint values; 1: the values alone.
+        smooth: the mean of so many places (odd) is drawn; 1: the values themselves.
+        faint: whether the values are drawn faintly behind it.
     """
 
     words: str
     style: str
     values: Sequence[float]
     smooth: int = 1
+    faint: bool = False
 
 
 def line_picture(lines: Sequence[Line], ends: tuple[str, str], said: str, form: str = "{:.2f}") -> str:
@@ -42,14 +44,15 @@ def line_picture(lines: Sequence[Line], ends: tuple[str, str], said: str, form: 
         form: of the values beside it.
     """
     drawn = [(line, smoothed(line.values, line.smooth)) for line in lines]
-    values = np.concatenate([np.asarray(line.values, float) for line in lines] if lines else [np.zeros(0)])
+    seen = [np.asarray(line.values, float) if line.faint else bold for line, bold in drawn]
+    values = np.concatenate(seen or [np.zeros(0)])
     if not np.isfinite(values).any():
         return ""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     low, high = low - pad, high + pad
     paths = "".join(
-        (f'<path class="faint {line.style}" d="{_path(line.values, low, high)}"/>' if line.smooth > 1 else "")
+        (f'<path class="faint {line.style}" d="{_path(line.values, low, high)}"/>' if line.faint else "")
         + f'<path class="{line.style}" d="{_path(bold, low, high)}"/>'
         for line, bold in drawn
     )
@@ -154,7 +157,7 @@ figcaption{display:flex;justify-content:space-between;color:var(--soft);font-siz
 font-variant-numeric:tabular-nums}
 .plot .high{top:0}.plot .low{bottom:0}
 .lines figcaption{padding-left:2.9rem}
-.lines .plot svg{display:block;width:100%;height:9rem;border-left:1px solid var(--line);
+.lines .plot svg{display:block;width:100%;height:11rem;border-left:1px solid var(--line);
 border-bottom:1px solid var(--line)}
 .columns svg{display:block;width:100%;height:3.2rem;border-bottom:1px solid var(--line)}
 .columns rect{fill:var(--bar)}
@@ -165,8 +168,10 @@ path.plain{stroke:var(--soft);stroke-dasharray:2 3}
 path.faint{stroke-width:1;opacity:.32;stroke-dasharray:none}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:.2rem 0 .5rem;font-size:.88rem;color:var(--soft)}
 .legend svg{width:1.6rem;height:.6rem;margin-right:.35rem;vertical-align:middle}
-.bars th{font-weight:400;width:34%}
-.bars .num{width:4.5rem;white-space:nowrap}
+.bars{table-layout:fixed}
+.bars th{font-weight:400;width:48%}
+.bars .num{width:4.2rem;white-space:nowrap}
+.bars tr:first-child>*{border-top:0}
 .bars td,.bars th{padding:.3rem .6rem .3rem 0}
 .bars .track div{position:relative;height:1.1rem;margin-top:.2rem}
 .bars i{display:block;height:100%;background:var(--bar);border-radius:.2rem;min-width:2px}

@@ -81,6 +81,7 @@ class TaskHealth:
         unknown_share: of the last day's rows, those on items that the champion does not know.
         decisions: the newest rows of `decisions`, newest first.
         refused_in_a_row: how many updates since the last promotion were not promoted.
+        retrained: when the newest full retrain was decided on.
         learnt_from_deleted: whether the champion may have learnt from rows that were deleted on request.
         fault: why the champion could not score or answer what is new; empty: it could.
     """
@@ -101,6 +102,7 @@ class TaskHealth:
     unknown_share: float | None = None
     decisions: tuple[dict[str, Any], ...] = ()
     refused_in_a_row: int = 0
+    retrained: datetime | None = None
     learnt_from_deleted: bool = False
     fault: str = ""
 
@@ -233,6 +235,7 @@ def task_health(lake: Lake, registry: Registry, task: str, fault: str = "") -> T
         aging=aging_curve(scored, _data_ends(decisions)), answers=tuple(_shifts_of(answers)),
         unknown_share=_unknown_share(answers), decisions=tuple(decisions[:10]),
         refused_in_a_row=_refused_in_a_row(decisions),
+        retrained=next((row["decided_at"] for row in decisions if row["who"] == "retrain"), None),
         learnt_from_deleted=champion is not None and learnt_from_deleted(lake, registry, task, table, champion),
         fault=fault,
     )

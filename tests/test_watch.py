@@ -238,7 +238,8 @@ def test_the_page_says_what_serves_how_fresh_how_good_and_what_to_look_at(shop: 
     page = (shop.reports / "health.html").read_text()
     for part in (
         "version 1", "8 h behind", "Against the baseline", "not due", "things to look at", "&lt;b&gt;disk full",
-        "failed-ingest", 'class="verdict stop"', "Feed events", "knows rows up to 2026-01-09 03:00", "Quality on arrival",
+        "failed-ingest", 'class="verdict stop"', "Feed events", "knows rows up to 2026-01-09 03:00",
+        "Quality on arrival",
     ):
         assert part in page, part
     assert "<script" not in page and "<b>disk" not in page
@@ -255,6 +256,6 @@ def test_a_shop_without_anything_yet_has_a_page(
 ) -> None:
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     settings = replace(settings_of(tmp_path), tasks=("price",))
-    assert look(settings)["conditions"] == ["price has no champion. Run the DAG retrain_price."]
+    assert look(settings)["conditions"] == ["price has no champion. → Run the DAG retrain_price."]
     page = (settings.reports / "health.html").read_text()
     assert "nothing to roll back to" in page and "No hour was scored yet" in page
