@@ -41,7 +41,7 @@ with DAG(
     tags=["evergreen", "health"],
 ):
 
-    @task(execution_timeout=timedelta(minutes=10), on_success_callback=RECOVERED)
+    @task(execution_timeout=timedelta(minutes=10), on_success_callback=RECOVERED, multiple_outputs=False)
     def look() -> dict[str, Any]:
         """Looks at every task, raises and settles alerts, writes the health page."""
         from pipeline.watch import watch

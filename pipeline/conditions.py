@@ -240,9 +240,10 @@ def _drift(health: FeedHealth, name: str, is_open: bool) -> Condition | None:
 def _gap(health: FeedHealth, name: str, is_open: bool) -> Condition | None:
     if not health.not_taken_in:
         return None
-    first, last = health.not_taken_in[0], health.not_taken_in[-1]
+    first, last, hours = health.not_taken_in[0], health.not_taken_in[-1], len(health.not_taken_in)
+    which = f"the hour {first} was" if hours == 1 else f"{hours} hours from {first} to {last} were"
     return Condition(
-        name, f"{health.feed}: {len(health.not_taken_in)} hours between {first} and {last} were never taken in.",
+        name, f"{health.feed}: {which} never taken in.",
         "Backfill them: DAG ingest, Trigger, Backfill.",
     )
 

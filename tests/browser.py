@@ -69,8 +69,8 @@ class Operator:
         self.see("run")
 
     def follow(self, dag: str, run: str, task: str, words: str) -> Page:
-        """Clicks a task's button; the page that it opens."""
-        self.page.goto(f"{self._url}/dags/{dag}/runs/{run}/tasks/{task}")
+        """Opens a task's details and clicks its link there; the page that it opens."""
+        self.page.goto(f"{self._url}/dags/{dag}/runs/{run}/tasks/{task}/details")
         link = self.page.get_by_role("link", name=words)
         link.wait_for()
         self.see("task")

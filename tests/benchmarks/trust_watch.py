@@ -121,6 +121,7 @@ def drift_figures() -> dict[str, float]:
             days += WATCHED_DAYS
             for name, change in CHANGES.items():
                 delays[name].append(_hours_until_seen(shop, change))
+                print(f"seed {seed}: {begun} false alarms; {name} seen after {delays[name][-1]:.0f} h", flush=True)
     return {
         "watch.drift_false_alarms": float(begun), "watch.drift_days_watched": float(days),
         **{f"watch.drift_hours_until_{name}": float(np.mean(found)) for name, found in delays.items()},
