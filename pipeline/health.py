@@ -318,6 +318,6 @@ a{color:var(--rows)}
 .stack,.stack tbody,.stack tr,.stack td{display:block;width:100%}
 .stack tr{border-top:1px solid var(--line);padding:.5rem 0}
 .stack td{border:0;padding:.1rem 0}
-.reasons th[scope=row]{white-space:normal}
-.reasons .bar{width:30%}}
+.reasons th[scope=row]{white-space:normal;width:60%}
+.reasons .bar{width:25%}}
 """
