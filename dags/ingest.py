@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from evergreen import DEFAULTS, TABLES, PageLink
+from evergreen import DEFAULTS, NOTICES, RECOVERED, TABLES, PageLink
 from pipeline.settings import read_settings
 
 HELP = """
@@ -42,6 +42,7 @@ with DAG(
     catchup=False,  # hours that were missed are backfilled by an operator, who sees how many they are
     max_active_runs=4,
     default_args=DEFAULTS,
+    on_failure_callback=NOTICES,
     tags=["evergreen", "data"],
     params={
         "window": Param(
@@ -56,7 +57,8 @@ with DAG(
 ):
 
     # The largest hour that was measured, a million events, takes a minute; a year in bulk less than that.
-    @task(outlets=list(TABLES.values()), execution_timeout=timedelta(minutes=30), multiple_outputs=False)
+    @task(outlets=list(TABLES.values()), execution_timeout=timedelta(minutes=30), multiple_outputs=False,
+          on_success_callback=RECOVERED)
     def publish_windows(outlet_events: Any = None) -> list[dict[str, Any]]:
         """Reads, checks and publishes the run's windows of every feed."""
         from pipeline.alerts import raise_alert, settle_alert

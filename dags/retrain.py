@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from evergreen import DEFAULTS, retrain_requested
+from evergreen import DEFAULTS, NOTICES, RECOVERED, retrain_requested
 from pipeline.settings import read_settings
 
 HELP = """
@@ -37,6 +37,7 @@ def retrain_dag(name: str) -> None:
         catchup=False,
         max_active_runs=1,
         default_args=DEFAULTS,
+        on_failure_callback=NOTICES,
         tags=["evergreen", "model", name],
         params={
             "days": Param(
@@ -54,15 +55,17 @@ def retrain_dag(name: str) -> None:
             from pipeline.lesson import NothingToLearn
 
             context = get_current_context()
-            params = context["params"]
+            params, events = context["params"], context["triggering_asset_events"]
+            asked = [event.extra["reason"] for found in events.values() for event in found if "reason" in event.extra]
+            reason = asked[-1] if asked else params["reason"]
             try:
                 return updating.retrain(
-                    name, read_settings(), context["dag_run"].start_date, reason=params["reason"], days=params["days"]
+                    name, read_settings(), context["dag_run"].start_date, reason=reason, days=params["days"]
                 )
             except NothingToLearn as nothing:  # a shop whose first hour has not come yet
                 raise AirflowSkipException(str(nothing)) from nothing
 
-        @task(execution_timeout=timedelta(minutes=15))
+        @task(execution_timeout=timedelta(minutes=15), on_success_callback=RECOVERED)
         def promote(learnt: dict[str, Any]) -> dict[str, Any]:
             """Acts on the decision: moves the champion, or records why not."""
             from pipeline import updating

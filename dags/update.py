@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from evergreen import DEFAULTS, TABLES, pending
+from evergreen import DEFAULTS, NOTICES, RECOVERED, TABLES, pending
 from pipeline.settings import read_settings
 from pipeline.tasks.catalogue import entry
 
@@ -42,6 +42,7 @@ def update_dag(name: str) -> None:
         catchup=False,
         max_active_runs=1,
         default_args=DEFAULTS,
+        on_failure_callback=NOTICES,
         tags=["evergreen", "model", name],
     ):
 
@@ -63,7 +64,7 @@ def update_dag(name: str) -> None:
 
             return updating.update(planned, read_settings(), get_current_context()["dag_run"].start_date)
 
-        @task(execution_timeout=timedelta(minutes=15))
+        @task(execution_timeout=timedelta(minutes=15), on_success_callback=RECOVERED)
         def promote(learnt: dict[str, Any]) -> dict[str, Any]:
             """Acts on the decision: moves the champion, or records why not."""
             from pipeline import updating

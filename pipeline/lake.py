@@ -32,6 +32,7 @@ from pipeline.schema import (
     DELETED,
     DELETIONS_SCHEMA,
     FEEDS,
+    PROFILES_SCHEMA,
     QUALITY_SCHEMA,
     QUARANTINE_SCHEMA,
     TEXT_VECTORS_SCHEMA,
@@ -595,6 +596,7 @@ def _schemas() -> dict[str, pa.Schema]:
     schemas = {
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
         "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,
+        "window_profiles": PROFILES_SCHEMA,
     }
     for feed in FEEDS.values():
         schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema

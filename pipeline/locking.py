@@ -69,6 +69,8 @@ def postgres_locks(url: str, patience_seconds: float = PATIENCE_SECONDS) -> Lock
     return lock
 
 
-def locks_of(home: Path, lock_url: str | None) -> Locks:
+def locks_of(home: Path, lock_url: str | None, patience_seconds: float = PATIENCE_SECONDS) -> Locks:
     """The locks of an installation: PostgreSQL's where it has a URL for them, else files below `home`."""
-    return postgres_locks(lock_url) if lock_url else file_locks(home / "locks")
+    if lock_url:
+        return postgres_locks(lock_url, patience_seconds)
+    return file_locks(home / "locks", patience_seconds)

@@ -105,12 +105,12 @@ def page(
     return document(title, body)
 
 
-def document(title: str, body: Sequence[str]) -> str:
-    """A whole HTML page in Evergreen's style; `body` is its sections' HTML, empty ones passed over."""
+def document(title: str, body: Sequence[str], style: str = "") -> str:
+    """A whole HTML page in Evergreen's style and more `style`; `body` is its sections' HTML, empty ones passed over."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n'
+        f'<title>{_text(title)}</title><style>{_STYLE}{style}</style></head>\n<body><main>\n'
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
     )

@@ -197,6 +197,14 @@ class Registry:
             tracking_uri=self.tracking_uri,
         ))
 
+    def load_artifacts(self, task: str, version: int, into: Path) -> Path:
+        """Copies what a version's package holds beside its code below `into`; returns its folder."""
+        self._version(task, version)
+        return Path(self._mlflow.artifacts.download_artifacts(
+            artifact_uri=f"models:/{PREFIX}{task}/{version}/artifacts", dst_path=str(into),
+            tracking_uri=self.tracking_uri,
+        ))
+
     # -- registering --------------------------------------------------------------------------------------
 
     def register(

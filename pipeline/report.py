@@ -81,14 +81,16 @@ def window_lines(lake: Lake, task: str, feed: str, windows: Sequence[Window]) ->
     for window in windows:
         row = log.get(window.start, {})
         here = arrived[arrived.window == window.start]
-        # a held update is followed by one that scores the window again: the first is the honest one
-        version = int(here.challenger.iloc[0]) if len(here) else None
+        # a held update is followed by one that scores the window again: the first is the honest one (0: the watch's)
+        first = int(here.challenger.iloc[0]) if len(here) else None
+        updates = here.challenger[here.challenger > 0]
+        version = int(updates.iloc[0]) if len(updates) else None
         decision = decisions.get(version, {})
         judged = quality[(quality.scored_on == "validation") & (quality.challenger == version)]
         reasons = json.loads(decision.get("reasons", "[]"))
         counts = {name: int(row.get(name, 0)) for name in ("rows_in", "published", "quarantined", "duplicates", "late")}
         lines.append(WindowLine(
-            window, **counts, on_arrival=_by_role(here[here.challenger == version]), validation=_by_role(judged),
+            window, **counts, on_arrival=_by_role(here[here.challenger == first]), validation=_by_role(judged),
             version=version, decision=decision.get("action", ""), why=reasons[0] if reasons else "",
             champion=decision.get("champion_before"),
         ))

@@ -165,7 +165,18 @@ QUALITY_SCHEMA = pa.schema(
         pa.field("low", pa.float64(), nullable=False),  # 95 % interval over units
         pa.field("high", pa.float64(), nullable=False),
         pa.field("examples", pa.int64(), nullable=False),
-        pa.field("challenger", pa.int64(), nullable=False),  # the model version whose update scored this
+        pa.field("challenger", pa.int64(), nullable=False),  # the version whose update scored this; 0: the watch
+    ]
+)
+
+PROFILES_SCHEMA = pa.schema(  # append-only: what each window held, and what a champion answers, in counts
+    [
+        pa.field("about", pa.string(), nullable=False),  # a feed; or `answers-<task>`
+        pa.field("landed_window", TIME, nullable=False),
+        pa.field("landed_date", pa.date32(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),  # of the log entry or of the model; newest wins
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("counts", pa.string(), nullable=False),  # JSON: column -> bin -> rows
     ]
 )
 

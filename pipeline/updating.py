@@ -15,16 +15,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from pipeline.alerts import raise_alert, settle_alert
+from pipeline.arrival import arrival_rows, as_table, by_window, quality_rows
 from pipeline.checkpoint import Ledger
 from pipeline.lake import Lake, Snapshot, open_lake
 from pipeline.lineage import note_version_page, write_version_page
 from pipeline.locking import locks_of
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PromotionConflict
-from pipeline.schema import QUALITY_SCHEMA
 from pipeline.settings import Settings
 from pipeline.tasks.catalogue import task_named
 from pipeline.unscorable import CannotScore, asking
@@ -397,43 +395,17 @@ class _Judged:
         """Rows of the lake's `quality`, without the challenger's version, in JSON's types."""
         rows = [
             row for role, scores in self.validation.items()
-            for row in _quality(scores, "validation", self._window, role, self._versions[role], seed)
+            for row in quality_rows(scores, "validation", self._window, role, self._versions[role], seed)
         ]
-        rows += _quality(challenger, "validation", self._window, "challenger", 0, seed)
-        for role in self._on_arrival:
-            for window, part in self.arrived_by_window(role).items():
-                rows += _quality(part, "window", window, role, self._versions[role], seed)
+        rows += quality_rows(challenger, "validation", self._window, "challenger", 0, seed)
+        for role, scores in self._on_arrival.items():
+            rows += arrival_rows(scores, self._arrived, role, self._versions[role], seed)
         return rows
 
     def arrived_by_window(self, role: str) -> dict[datetime, Scores]:
         """A role's scores on what arrived, by the window in which it landed, in order; none where it was not asked."""
         scores = self._on_arrival.get(role)
-        if scores is None:
-            return {}
-        landed = dict(zip(
-            self._arrived.table["example_id"].to_pylist(), self._arrived.table["landed_window"].to_pylist(),
-            strict=True,
-        ))
-        windows = scores.frame["example_id"].map(landed)
-        return {
-            window: type(scores)(scores.frame[windows == window], scores.metrics) for window in sorted(windows.unique())
-        }
-
-
-def _quality(
-    scores: Scores, scored_on: str, window: datetime, role: str, version: int, seed: int
-) -> list[dict[str, Any]]:
-    from pipeline.evaluation import interval
-
-    rows = []
-    for metric in scores.metrics if len(scores.frame) else ():
-        mean, low, high = interval(scores.frame[metric].to_numpy(), scores.frame["unit"].to_numpy(), seed)
-        rows.append({
-            "scored_on": scored_on, "window": window.isoformat(), "role": role, "model_version": version,
-            "metric": metric, "mean": float(mean), "low": float(low), "high": float(high),
-            "examples": len(scores.frame),
-        })
-    return rows
+        return {} if scores is None else by_window(scores, self._arrived)
 
 
 def _publish_quality(lake: Lake, registry: Registry, task_name: str, version: int) -> None:
@@ -448,10 +420,9 @@ def _publish_quality(lake: Lake, registry: Registry, task_name: str, version: in
     with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
         folder = registry.load_checkpoint(task_name, version, Path(scratch))
         rows = json.loads((folder / "quality.json").read_text())
-    lake.append("quality", pa.Table.from_pylist([{
-        **row, "task": task_name, "window": datetime.fromisoformat(row["window"]), "challenger": version,
-        "model_version": version if row["role"] == "challenger" else row["model_version"],
-    } for row in rows], schema=QUALITY_SCHEMA))
+    lake.append("quality", as_table([
+        {**row, "model_version": version if row["role"] == "challenger" else row["model_version"]} for row in rows
+    ], task_name, version))
 
 
 def _attempts(

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ class InstalledShop:
                 return
             time.sleep(0.5)
         raise AssertionError(f"The backfill {first} to {last} did not end: {self.airflow.runs('ingest')[:5]}")
+
+    def backfilled(self, window: Window) -> str:
+        """The run of a window that somebody has begun to backfill."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            for run in self.airflow.runs("ingest"):
+                start = run["data_interval_start"]
+                if run["run_type"] == "backfill" and start and datetime.fromisoformat(start) == window.start:
+                    return str(run["dag_run_id"])
+            time.sleep(0.5)
+        raise AssertionError(f"No backfill of {window} began: {self.airflow.runs('ingest')[:3]}")
 
     def updates(self, task: str = "recommend") -> list[dict[str, Any]]:
         """The runs of the task's update that trained something."""

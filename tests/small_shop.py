@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.lake import Lake, Published, open_lake
-from pipeline.schema import EVENTS, ITEMS, QUARANTINE_SCHEMA, TIME, Feed
+from pipeline.schema import EVENTS, ITEMS, QUARANTINE_SCHEMA, TIME, WINDOWS_SCHEMA, Feed
 from pipeline.settings import Settings
 from pipeline.sources.simulator import ShopSimulator
 from pipeline.window import HOUR, Window
@@ -125,6 +125,18 @@ def publish_purchases(lake: Lake, *numbers: int, **given: Any) -> Published:
     """Publishes the purchases of these hours in one commit."""
     rows = pa.concat_tables([purchases(number, **given) for number in numbers])
     return publish(lake, EVENTS, [hour(number) for number in numbers], rows)
+
+
+def log_windows(lake: Lake, feed: Feed, *windows: Window) -> None:
+    """Enters the windows into the window log, with the rows that the feed's table has of them now."""
+    version = lake.version(feed.name)
+    landed = lake.arrow(feed.name, columns=["landed_window"]).group_by("landed_window").aggregate([([], "count_all")])
+    rows = dict(zip(landed["landed_window"].to_pylist(), landed["count_all"].to_pylist(), strict=True))
+    lake.record_windows(pa.Table.from_pylist([{
+        "feed": feed.name, "landed_window": window.start, "landed_date": window.start.date(), "files": 1,
+        "rows_in": rows.get(window.start, 0), "published": rows.get(window.start, 0), "quarantined": 0,
+        "duplicates": 0, "late": 0, "table_version": version, "manifest": "{}", "warnings": None,
+    } for window in windows], schema=WINDOWS_SCHEMA))
 
 
 def small_shop(**size: int | float) -> ShopSimulator:

@@ -45,8 +45,11 @@ print("FOUND" + json.dumps({"errors": bag.import_errors, "dags": {
     dag.dag_id: {
         "tags": sorted(dag.tags), "doc": dag.doc_md, "description": dag.description, "catchup": dag.catchup,
         "max_active_runs": dag.max_active_runs, "params": sorted(dag.params),
+        "told_of_failure": [type(one).__name__ for one in dag.on_failure_callback or []],
         "tasks": {task.task_id: {
             "retries": task.retries, "timeout": task.execution_timeout and task.execution_timeout.total_seconds(),
+            "told_of_failure": [type(one).__name__ for one in task.on_failure_callback or []],
+            "told_of_success": [type(one).__name__ for one in task.on_success_callback or []],
             "owner": task.owner, "pool": task.pool, "depends_on_past": task.depends_on_past,
         } for task in dag.tasks},
     } for dag in bag.dags.values()}}))
@@ -106,6 +109,16 @@ def test_each_task_has_an_owner_retries_and_a_timeout(dags: dict) -> None:
             assert settings["owner"] == "evergreen", (name, task)
             assert 1 <= settings["retries"] <= 3, (name, task)
             assert settings["timeout"], (name, task)
+
+
+def test_a_failure_of_any_task_or_run_is_one_alert_that_the_last_working_task_settles(dags: dict) -> None:
+    settling = {"ingest": "publish_windows", "update_recommend": "promote", "retrain_recommend": "promote",
+                "watch": "look", "rollback": "roll_back"}
+    for name, dag in dags.items():
+        assert dag["told_of_failure"] == ["Notice"], name
+        assert all(task["told_of_failure"] == ["Notice"] for task in dag["tasks"].values()), name
+        told = [task for task, settings in dag["tasks"].items() if settings["told_of_success"] == ["Recovered"]]
+        assert told == [settling[name]], name
 
 
 def test_the_ui_can_backfill_since_no_task_depends_on_the_past(dags: dict) -> None:

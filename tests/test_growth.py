@@ -26,7 +26,7 @@ from pipeline.tasks.contract import Examples
 from pipeline.tasks.recommend import Recommend
 from pipeline.tasks.recommend_examples import EXAMPLES_SCHEMA
 from pipeline.tasks.recommend_learner import RecommenderLearner
-from pipeline.watch import watch
+from pipeline.watch import watch as watch_once
 from pipeline.window import Window
 from tests import landed
 from tests.small_shop import hour, publish, purchases
@@ -276,11 +276,14 @@ def test_versions_that_learnt_from_a_deleted_user_are_named_until_a_retrain_serv
     def may_have_learnt(version: int) -> bool:
         return forgetting.learnt_from_deleted(lake, registry, "price", "events", version)
 
+    def watch(settings: Settings) -> dict[str, Any]:
+        return watch_once(settings, NOW, "a run")
+
     assert not may_have_learnt(1) and watch(settings)["retrain"] == {}
     forget("user", user, settings, NOW, "me")
     assert may_have_learnt(1)
     assert "deleted on request" in watch(settings)["retrain"]["price"]
-    assert watch(settings)["retrain"] == {}  # asked once
+    assert watch_once(settings, NOW, "the next run")["retrain"] == {}  # asked once
     after = updating.update(updating.plan("price", settings), settings, NOW, report=lambda line: None)["version"]
     assert may_have_learnt(after)  # an update goes on from what was learnt
     anew = updating.retrain("price", settings, NOW, "forgotten", report=lambda line: None)["version"]

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from pipeline.alerts import open_alerts
 from pipeline.checkpoint import Ledger
 from pipeline.lake import open_lake
 from pipeline.registry import open_registry
 from pipeline.schema import TIME
 from pipeline.sources.simulator import ShopSimulator
 from pipeline.window import Window, windows_between
+from tests.browser import browser, operator
 from tests.installed import InstalledShop, installed_shop, landed_lines
 
 pytestmark = pytest.mark.slow
@@ -159,6 +161,8 @@ def test_a_window_that_breaks_a_critical_rule_fails_in_the_ui_and_touches_nothin
     assert "allowed" in said and "What to do" in said
     assert open_lake(shop.settings).version("events") == version
     assert shop.airflow.returned("ingest", run, "publish_windows", "page")
+    failed = [alert["text"] for alert in open_alerts(shop.settings) if alert["condition"] == "failed-ingest"]
+    assert len(failed) == 1 and "What to do" in failed[0] and run in failed[0]
 
 
 def test_the_watch_writes_the_health_page_and_a_rollback_is_logged(shop: InstalledShop) -> None:
@@ -171,6 +175,29 @@ def test_the_watch_writes_the_health_page_and_a_rollback_is_logged(shop: Install
     assert registry.champion("recommend") == others[0]
     newest = registry.decisions("recommend").to_pylist()[-1]
     assert (newest["action"], newest["who"], newest["champion_before"]) == ("rollback", "admin", champion)
+
+
+@pytest.mark.skipif(browser() is None, reason="needs Chromium, such as Debian's package chromium")
+def test_an_operator_backfills_an_hour_in_the_browser_and_reads_its_pages(
+    shop: InstalledShop, simulator: ShopSimulator, tmp_path: Path
+) -> None:
+    hour = list(windows_between(simulator.streamed_from, simulator.last))[3]
+    simulator.land([hour], shop.landing)
+    assert not events_of(shop, hour)
+    watched = shop.run("watch")
+    with operator(shop.installation.airflow_url, tmp_path) as someone:
+        someone.sign_in("admin", shop.installation.secrets.admin_password)
+        someone.backfill("ingest", hour, hour)
+        run = shop.backfilled(hour)
+        someone.wait_until_it_ended("ingest", run)
+        assert events_of(shop, hour)
+        checks = someone.follow("ingest", run, "publish_windows", "Quality page").locator("main").inner_text()
+        assert str(hour) in checks and "rows passed the check" in checks
+        health = someone.open_health().inner_text()
+        assert "evergreen-recommend" in health and "Feed events" in health
+        alone = someone.follow("watch", watched, "look", "Health page").locator("main").inner_text()
+        assert alone.split("\n\n")[:3] == health.split("\n\n")[:3]  # up to when the watch looked
+    assert "failed-ingest" not in [alert["condition"] for alert in open_alerts(shop.settings)]  # it works again
 
 
 @pytest.mark.parametrize("program", ["airflow-scheduler", "postgres", "mlflow"])

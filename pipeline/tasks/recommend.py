@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ibis
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.lake import Lake, Snapshot, text_field
+from pipeline.profiles import Counts
 from pipeline.schema import TIME
 from pipeline.tasks import recommend_examples
 from pipeline.tasks.contract import Examples, GateRules, Schedule, Scores, State
@@ -111,6 +113,16 @@ class Recommend:
         """What the user bought most often; for a search, TF-IDF."""
         chosen = recommend_examples.chosen_by_day(tables)
         return score_baseline(examples, chosen, _catalogue(tables, _seen(tables)).select(["item_id", "text"]))
+
+    def answered(self, artifacts: Path, tables: Snapshot, rows: pa.Table) -> Counts:
+        """What the version recommends to those who chose something in `rows`, from their histories before it."""
+        from pipeline.tasks.recommend_answers import answers_in_counts, load_compact
+
+        moments = recommend_examples.examples(tables, rows).table
+        told = tables.arrow("items", ["item_id", "change_time", "category"]).sort_by("change_time").to_pydict()
+        categories = {item: one for item, one in zip(told["item_id"], told["category"], strict=True) if one}
+        asked = rows["item_id"].drop_null().to_pylist()
+        return answers_in_counts(load_compact(artifacts), moments, categories, asked)
 
     @cached_property
     def _encoder(self) -> Any:

@@ -1,0 +1,126 @@
+"""What landed is scored before anything learns it: rows of the table `quality`, by an update or by the watch.
+
+An update scores what it is about to learn, with the models that it has loaded anyway. Where no update has run (it is
+paused, it fails, it waits behind a retrain) the watch scores instead, so that the curve of quality has no hole just
+when it matters. That costs it the loading of a learner, and only in such an hour.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from pipeline.checkpoint import Ledger, load
+from pipeline.lake import Lake, Snapshot
+from pipeline.locking import LockNotTaken, locks_of
+from pipeline.registry import Registry
+from pipeline.schema import FEEDS, QUALITY_SCHEMA, TIME
+from pipeline.settings import Settings
+from pipeline.tasks.catalogue import task_named
+from pipeline.tasks.contract import Examples, Scores
+
+# An update that runs holds the lock and scores the windows itself: nobody waits for it.
+_LOCK_PATIENCE_SECONDS = 1.0
+
+# Newer than a hundred hours, so that a bulk load of years that no update has learnt yet does not keep the watch busy.
+_MOST_WINDOWS = 100
+
+
+def quality_rows(
+    scores: Scores, scored_on: str, window: datetime, role: str, version: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of `quality` of one model on some examples: a row a metric, in JSON's types, without the challenger."""
+    from pipeline.evaluation import interval
+
+    rows = []
+    for metric in scores.metrics if len(scores.frame) else ():
+        mean, low, high = interval(scores.frame[metric].to_numpy(), scores.frame["unit"].to_numpy(), seed)
+        rows.append({
+            "scored_on": scored_on, "window": window.isoformat(), "role": role, "model_version": version,
+            "metric": metric, "mean": float(mean), "low": float(low), "high": float(high),
+            "examples": len(scores.frame),
+        })
+    return rows
+
+
+def arrival_rows(
+    scores: Scores, arrived: Examples, role: str, version: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of `quality` of one model, for each window in which some of the examples landed."""
+    return [
+        row for window, part in by_window(scores, arrived).items()
+        for row in quality_rows(part, "window", window, role, version, seed)
+    ]
+
+
+def by_window(scores: Scores, arrived: Examples) -> dict[datetime, Scores]:
+    """One model's scores on examples, by the window in which these landed, in order."""
+    landed = dict(zip(
+        arrived.table["example_id"].to_pylist(), arrived.table["landed_window"].to_pylist(), strict=True
+    ))
+    windows = scores.frame["example_id"].map(landed)
+    return {window: Scores(scores.frame[windows == window], scores.metrics) for window in sorted(windows.unique())}
+
+
+def as_table(rows: Iterable[Mapping[str, Any]], task: str, challenger: int) -> pa.Table:
+    """QUALITY_SCHEMA of such rows; `challenger`: whose update scored them, 0: the watch."""
+    return pa.Table.from_pylist([
+        {**row, "task": task, "window": datetime.fromisoformat(row["window"]), "challenger": challenger}
+        for row in rows
+    ], schema=QUALITY_SCHEMA)
+
+
+def score_what_no_update_has(lake: Lake, registry: Registry, task_name: str, settings: Settings) -> list[datetime]:
+    """Scores champion and baseline on the windows that landed since the champion and that nothing has scored.
+
+    Returns:
+        the windows that were scored now, in order; none while an update or a retrain of the task runs.
+    """
+    try:
+        with locks_of(settings.home, settings.lock_url, _LOCK_PATIENCE_SECONDS)(f"learn-{task_name}"):
+            return _score(lake, registry, task_name, settings)
+    except LockNotTaken:
+        return []
+
+
+def _score(lake: Lake, registry: Registry, task_name: str, settings: Settings) -> list[datetime]:
+    champion = registry.champion(task_name)
+    if champion is None:
+        return []
+    task = task_named(task_name, settings, lake)
+    ledger = Ledger.from_json(json.loads(registry.tags(task_name, champion)["evergreen.ledger"]))
+    versions = {table: lake.version(table) for table in (task.table, *task.context_tables)}
+    rows = _unscored(lake, task_name, task.table, ledger, versions[task.table])
+    if not len(rows):
+        return []
+    tables = Snapshot(lake, versions)
+    arrived = task.examples(tables, rows.sort_by([(FEEDS[task.table].key, "ascending")]))
+    if not len(arrived):
+        return []
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+        learner = task.restore(load(registry.load_checkpoint(task_name, champion, Path(scratch))).state)
+    found = arrival_rows(learner.score(arrived), arrived, "champion", champion, settings.seed)
+    found += arrival_rows(task.baseline(tables, arrived), arrived, "baseline", 0, settings.seed)
+    lake.append("quality", as_table(found, task_name, 0))
+    return sorted({datetime.fromisoformat(row["window"]) for row in found})
+
+
+def _unscored(lake: Lake, task: str, table: str, ledger: Ledger, newest: int) -> pa.Table:
+    """The rows that came since the ledger, of the windows that `quality` has nothing of."""
+    if newest <= ledger.versions[table]:
+        return FEEDS[table].table_schema.empty_table()
+    changes = lake.changes(table, ledger.versions[table], newest)
+    came = changes.filter(pc.not_equal(changes["change"], "delete")).drop_columns(["change"])
+    held = lake.arrow(
+        "quality", columns=["window"], filter=(ds.field("task") == task) & (ds.field("scored_on") == "window")
+    )
+    missing = sorted(set(pc.unique(came["landed_window"]).to_pylist()) - set(held["window"].to_pylist()))
+    return came.filter(pc.is_in(came["landed_window"], pa.array(missing[-_MOST_WINDOWS:], TIME)))

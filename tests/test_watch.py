@@ -1,0 +1,261 @@
+"""The watch on a real lake and registry: no hour unscored, one alert a condition, a retrain asked for once."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline import updating
+from pipeline.alerts import open_alerts, raise_alert
+from pipeline.arrival import score_what_no_update_has
+from pipeline.conditions import Condition, Threshold, feed_conditions, retrain_due, task_conditions
+from pipeline.drift import Fall, Shift
+from pipeline.lake import open_lake
+from pipeline.locking import file_locks
+from pipeline.registry import open_registry
+from pipeline.schema import EVENTS, QUALITY_SCHEMA
+from pipeline.settings import Settings
+from pipeline.watch import TaskHealth, feed_health, task_health, watch
+from pipeline.window import HOUR
+from tests.small_shop import hour, log_windows, publish, publish_purchases, settings_of
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def shop(price_shop: Settings) -> Settings:
+    """A hundred hours that the champion knows, in the window log too; the log of the shop has an end."""
+    settings = replace(price_shop, tasks=("price",), schedule_end=NOW)
+    log_windows(open_lake(settings), EVENTS, *map(hour, range(100)))
+    return settings
+
+
+def land(settings: Settings, *numbers: int, **given: object) -> None:
+    lake = open_lake(settings)
+    publish_purchases(lake, *numbers, **given)
+    log_windows(lake, EVENTS, *map(hour, numbers))
+
+
+def look(settings: Settings, after_hours: float = 0.0, run: str = "") -> dict:
+    return watch(settings, NOW + timedelta(hours=after_hours), run or f"run {after_hours}")
+
+
+def scores(settings: Settings) -> list[tuple]:
+    rows = open_lake(settings).arrow("quality").to_pylist()
+    return sorted(
+        (row["window"], row["role"], row["model_version"], row["challenger"]) for row in rows
+        if row["scored_on"] == "window"
+    )
+
+
+# --- scoring what no update has ---
+
+
+def test_an_hour_that_no_update_has_scored_is_scored_once_by_the_watch(shop: Settings) -> None:
+    land(shop, 100)
+    land(shop, 101)
+    look(shop)
+    expected = [(hour(number).start, role, version, 0) for number in (100, 101)
+                for role, version in (("baseline", 0), ("champion", 1))]
+    assert scores(shop) == expected
+    look(shop, 1)
+    assert scores(shop) == expected
+
+
+def test_the_hour_is_shown_with_the_watchs_score_and_the_updates_decision(shop: Settings) -> None:
+    land(shop, 100)
+    look(shop)
+    before = task_health(open_lake(shop), open_registry(shop), "price").lines[-1]
+    assert (before.version, before.decision) == (None, "")
+    done = updating.update(updating.plan("price", shop), shop, NOW, report=lambda line: None)
+    updating.promote("price", done["version"], shop, NOW)
+    after = task_health(open_lake(shop), open_registry(shop), "price").lines[-1]
+    assert (after.version, after.decision) == (2, "promote")
+    assert after.on_arrival["champion"] == before.on_arrival["champion"]
+
+
+def test_while_an_update_runs_the_watch_leaves_the_scoring_to_it(shop: Settings) -> None:
+    land(shop, 100)
+    lake, registry = open_lake(shop), open_registry(shop)
+    with file_locks(shop.home / "locks")("learn-price"):
+        assert score_what_no_update_has(lake, registry, "price", shop) == []
+    assert score_what_no_update_has(lake, registry, "price", shop) == [hour(100).start]
+
+
+def test_a_champion_that_cannot_score_is_reported_and_the_page_is_written(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.price_task import PriceLearner
+
+    def refused(*_: object) -> None:
+        raise KeyError("a column that is gone")
+
+    land(shop, 100)
+    monkeypatch.setattr(PriceLearner, "score", refused)
+    found = look(shop)
+    assert "a column that is gone" in found["conditions"][0] and "price" in found["retrain"]
+    assert "a column that is gone" in (shop.reports / "health.html").read_text()
+
+
+# --- conditions ---
+
+
+def task_with(**state: object) -> TaskHealth:
+    given = {"task": "price", "champion": 3, "previous": 2, "knows": hour(0).start, "landed": hour(0).start}
+    return TaskHealth(**{**given, **state})
+
+
+def names(health: TaskHealth, *opened: str) -> list[str]:
+    return [one.name for one in task_conditions(health, dict.fromkeys(opened, NOW))]
+
+
+def test_a_condition_is_raised_at_one_level_and_settled_at_another() -> None:
+    level = Threshold(raises=7, settles=4)
+    assert not level.met(6, is_open=False) and level.met(7, is_open=False)
+    assert level.met(4, is_open=True) and not level.met(3.9, is_open=True)
+
+
+@pytest.mark.parametrize(("name", "state", "trembling"), [
+    ("behind", {"landed": hour(7).start}, {"landed": hour(5).start}),
+    ("refused", {"refused_in_a_row": 6, "decisions": ({"reasons": '["why"]'},)},
+     {"refused_in_a_row": 2, "decisions": ({"reasons": '["why"]'},)}),
+    ("quality-fell", {"fall": Fall(NOW, 0.10, 0.07, 0.9)}, {"fall": Fall(NOW, 0.10, 0.08, 0.9)}),
+    ("unknown-items", {"unknown_share": 0.11}, {"unknown_share": 0.06}),
+    ("answers-drift", {"answers": (Shift("category", 0.11, 0.02, 0.0, ("a", 0, 0), ("b", 0, 0), 900),)},
+     {"answers": (Shift("category", 0.08, 0.02, 0.0, ("a", 0, 0), ("b", 0, 0), 900),)}),
+])
+def test_a_value_between_both_levels_raises_nothing_and_settles_nothing(
+    name: str, state: dict, trembling: dict
+) -> None:
+    assert names(task_with(**state)) == [f"{name}-price"]
+    assert names(task_with(**trembling)) == []
+    assert names(task_with(**trembling), f"{name}-price") == [f"{name}-price"]
+
+
+def test_a_task_without_a_champion_has_that_condition_alone() -> None:
+    assert names(task_with(champion=None, landed=hour(50).start)) == ["no-champion-price"]
+
+
+def test_an_hour_that_was_never_taken_in_is_named_until_it_is(shop: Settings) -> None:
+    land(shop, 102)
+    health = feed_health(open_lake(shop), "events", shop, NOW)
+    assert health.not_taken_in == (hour(100), hour(101))
+    (condition,) = feed_conditions(health, {})
+    assert condition.name == "gap-events" and str(hour(100)) in condition.text and "Backfill" in condition.remedy
+    land(shop, 100, 101)
+    assert feed_conditions(feed_health(open_lake(shop), "events", shop, NOW), {}) == []
+
+
+def test_silence_is_told_of_a_live_shop_only(shop: Settings) -> None:
+    at = hour(99).end + 3 * HOUR
+    lake = open_lake(shop)
+    assert feed_conditions(feed_health(lake, "events", shop, at), {}) == []
+    live = replace(shop, schedule_end=None)
+    assert [one.name for one in feed_conditions(feed_health(lake, "events", live, at), {})] == ["silent-events"]
+    assert feed_conditions(feed_health(lake, "events", live, at - HOUR), {}) == []
+    assert feed_conditions(feed_health(lake, "messages", live, at), {}) == []  # no feed that must come
+
+
+# --- alerts and requests ---
+
+
+def test_falling_behind_is_one_alert_that_is_settled_when_the_champion_has_caught_up(shop: Settings) -> None:
+    land(shop, *range(100, 108))
+    assert look(shop)["conditions"] and look(shop, 1)["conditions"]
+    assert [one["condition"] for one in open_alerts(shop)] == ["behind-price"]
+    done = updating.update(updating.plan("price", shop), shop, NOW, report=lambda line: None)
+    updating.promote("price", done["version"], shop, NOW)
+    look(shop, 2)
+    assert open_alerts(shop) == []
+
+
+def below_baseline(settings: Settings, hours: int = 24) -> None:
+    """A day on which the plain baseline was better."""
+    rows = [{
+        "task": "price", "scored_on": "window", "window": hour(number).start, "role": role, "model_version": version,
+        "metric": "closeness", "mean": mean, "low": mean, "high": mean, "examples": 10, "challenger": 2,
+    } for number in range(100 - hours, 100) for role, version, mean in (("champion", 1, 0.4), ("baseline", 0, 0.5))]
+    open_lake(settings).append("quality", pa.Table.from_pylist(rows, schema=QUALITY_SCHEMA))
+
+
+def test_a_retrain_is_asked_for_once_and_again_only_a_day_and_a_half_later(shop: Settings) -> None:
+    below_baseline(shop)
+    assert "plain baseline 0.500" in look(shop)["retrain"]["price"]
+    assert look(shop, 1)["retrain"] == {} and look(shop, 35)["retrain"] == {}
+    assert "price" in look(shop, 36)["retrain"]
+
+
+def test_a_look_that_was_killed_after_it_had_asked_asks_again_under_its_name(shop: Settings) -> None:
+    below_baseline(shop)
+    assert "price" in look(shop, 0, "run 1")["retrain"]
+    assert "price" in look(shop, 0, "run 1")["retrain"]
+    assert look(shop, 0, "run 2")["retrain"] == {}
+
+
+def test_half_a_day_below_the_baseline_asks_for_nothing(shop: Settings) -> None:
+    below_baseline(shop, hours=12)
+    assert look(shop)["retrain"] == {}
+
+
+def test_drift_asks_for_a_retrain_once_it_has_lasted() -> None:
+    drift = Condition("drift-events", "moved.", "look.", retrain_after_hours=48.0)
+    assert retrain_due([drift], {"drift-events": NOW - timedelta(hours=47)}, NOW) is None
+    assert retrain_due([drift], {"drift-events": NOW - timedelta(hours=48)}, NOW) == "moved."
+    assert retrain_due([drift], {}, NOW) is None
+    assert retrain_due([Condition("behind", "late.", "look.")], {"behind": NOW - timedelta(days=9)}, NOW) is None
+
+
+def test_a_changed_mix_of_events_drifts_in_its_feed_and_is_one_alert(shop: Settings) -> None:
+    """Half of the rows are purchases; in the days before five of six were."""
+    rows = [{
+        "event_id": f"m{number}-{place}", "event_type": "purchase" if place % 2 else "view",
+        "event_time": hour(number).start, "user_id": f"{place:032x}", "item_id": f"i{place % 8}", "quantity": 1.0,
+        "price": 9.0, "hour": hour(number).start, "landed_window": hour(number).start,
+        "landed_date": hour(number).start.date(), "source_file": "a", "source_row": place + 1,
+    } for number in range(100, 124) for place in range(12)]
+    lake, hours = open_lake(shop), [hour(number) for number in range(100, 124)]
+    publish(lake, EVENTS, hours, pa.Table.from_pylist(rows, schema=EVENTS.table_schema))
+    log_windows(lake, EVENTS, *hours)
+    look(shop)
+    assert "drift-events" in [one["condition"] for one in open_alerts(shop)]
+    (moved,) = [one for one in feed_health(lake, "events", shop, NOW).shifts if one.column == "event_type"]
+    assert moved.share == pytest.approx(1 / 3, abs=0.01) and moved.grew[0] == "view"
+
+
+# --- the page ---
+
+
+def test_the_page_says_what_serves_how_fresh_how_good_and_what_to_look_at(shop: Settings) -> None:
+    below_baseline(shop)
+    land(shop, *range(100, 108))
+    raise_alert(shop, "failed-ingest", "ingest.publish_windows: <b>disk full</b>", NOW)
+    look(shop)
+    page = (shop.reports / "health.html").read_text()
+    for part in (
+        "version 1", "8 h behind", "Against the baseline", "not due", "things to look at", "&lt;b&gt;disk full",
+        "failed-ingest", 'class="verdict stop"', "Feed events", "knows rows up to 2026-01-09 03:00",
+        "Quality on arrival",
+    ):
+        assert part in page, part
+    assert "<script" not in page and "<b>disk" not in page
+
+
+def test_the_page_of_a_shop_that_is_well_says_so(shop: Settings) -> None:
+    look(shop)
+    page = (shop.reports / "health.html").read_text()
+    assert "All is well" in page and "price by version 1" in page and "up to date" in page
+
+
+def test_a_shop_without_anything_yet_has_a_page(
+    tmp_path: Path, empty_database: Path, price_task: None
+) -> None:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    settings = replace(settings_of(tmp_path), tasks=("price",))
+    assert look(settings)["conditions"] == ["price has no champion. → Run the DAG retrain_price."]
+    page = (settings.reports / "health.html").read_text()
+    assert "nothing to roll back to" in page and "No hour was scored yet" in page
