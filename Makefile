@@ -9,11 +9,15 @@ SOURCE ?= simulated
 HOURS ?= 12
 SEED ?= 20260101
 TASKS ?= recommend
+
+# make serve's choices
+PORT ?= 8088
+WORKERS ?= 1
 run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) --tasks "$(TASKS)" \
   $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-slow lint bench-loop bench-learning bench-trust bench-rivals-env tables lock clean
+.PHONY: help setup run up down serve status test test-slow lint bench-loop bench-learning bench-serving bench-rivals-env tables lock clean bench-trust
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -39,6 +43,9 @@ up: setup ## Start PostgreSQL, MLflow and Airflow, and print where to look
 down: setup ## Stop what `make up` or `make run KEEP=1` started
 	$(RUN) pipeline.installation down
 
+serve: up ## Answer over HTTP from the registry's champions, with a page to look at (PORT=8088 WORKERS=1)
+	$(RUN) pipeline.installation exec $(BIN)/python -m pipeline.serving --port $(PORT) --workers $(WORKERS)
+
 status: setup ## Say what runs
 	$(RUN) pipeline.installation status
 
@@ -58,7 +65,10 @@ bench-loop: setup ## Measure ingest, checks, freshness and a request; writes tes
 bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_retail growth"); writes results/learning.json
 	$(RUN) tests.benchmarks.bench_learning $(PARTS)
 
-bench-trust: setup ## Measure how far the loop can be trusted (PARTS="watch"); writes results/trust.json
+bench-serving: setup ## Measure the compact form and the server beside others; writes results/serving.json
+	$(RUN) tests.benchmarks.bench_serving
+
+bench-trust: setup ## Measure how far the loop can be trusted (PARTS="gate poison rollback watch"); writes results/trust.json
 	$(RUN) tests.benchmarks.bench_trust $(PARTS)
 
 bench-rivals-env: .venv-rivals/ready ## Install the sequence recommender of bench-learning into .venv-rivals

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # this and the next two: as in layers.py, which needs TensorFlow
 NEIGHBOUR_HISTORY = 16
 LEAST_SEEN = 1e-6
+_MOST_SEEN = 30_000.0  # float16 ends at 65,504
 
 
 class CompactRecommender:
@@ -26,7 +27,7 @@ class CompactRecommender:
         arrays: by name, as `RecommenderLearner.compact` makes them.
     """
 
-    def __init__(self, ids: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, ids: Sequence[str] | np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes the item ids, row 0 included, and the arrays."""
         self.ids = np.asarray(ids, dtype=object)
         self.arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -77,6 +78,52 @@ class CompactRecommender:
             self._add_neighbours(logits, index, features, gate)
             np.add.at(logits, (np.arange(len(index))[:, None], index), gate * again)
         return logits
+
+    def reasons(
+        self, index: np.ndarray, counts: np.ndarray, days: np.ndarray, query_vector: np.ndarray | None,
+        columns: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """What one request's logits of some items are made of; the parts add up to the logit.
+
+        Args:
+            index, counts, days: [1, length], the history, as in `logits`.
+            query_vector: [1, projected text dimension]; None: no search.
+            columns: [items] int, rows of the items.
+
+        Returns:
+            `popularity`, `taste` (the user's vector), `words` (the query), `again` (the user's own item) and `together`
+            (neighbours of the history), [items] float32 each; `because` [items] int64, the place in the history whose
+            item speaks most for it by what is chosen together, -1: none.
+        """
+        arrays, none = self.arrays, np.zeros_like(counts)
+        searching = query_vector is not None
+        gates = arrays["search_gates"] if searching else np.ones(3, np.float32)
+        present = (index > 0).astype(np.float32)
+        features = _history_features(counts, none, days, present)
+        wish, own = self._user(index, counts, none, features, present)
+        vectors = arrays["items"][columns]
+        copied = self._copied(own, arrays["trend"][index], features, _user_features(counts, none, present)) * present
+        again: np.ndarray = np.zeros(len(self.ids), np.float32)
+        np.add.at(again, index[0], copied[0])
+        together: np.ndarray = np.zeros((1, len(self.ids)), np.float32)
+        self._add_neighbours(together, index, features, np.ones((1, 1), np.float32))
+        words: np.ndarray = np.zeros(len(columns), np.float32)
+        if query_vector is not None:
+            words = vectors @ (query_vector @ arrays["text_adapter"] @ arrays["query_kernel"])[0]
+        return {
+            "popularity": gates[0] * self._popularity[columns], "taste": gates[2] * (vectors @ wish[0]), "words": words,
+            "again": gates[1] * again[columns], "together": gates[1] * together[0, columns],
+            "because": self._nearest(index[0], columns),
+        }
+
+    def _nearest(self, history: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """[items] int64: the place in the history whose item was chosen together with each most often, -1: none."""
+        newest = history[:NEIGHBOUR_HISTORY]
+        if not len(newest):
+            return np.full(len(columns), -1, np.int64)
+        near = self.arrays["neighbour_index"][newest][:, :, None] == columns[None, None, :]
+        value = (near * self.arrays["neighbour_value"][newest][:, :, None]).sum(axis=1)  # [places, items]
+        return np.where(value.max(axis=0) > 0, value.argmax(axis=0), -1)
 
     def project(self, query_vectors: np.ndarray) -> np.ndarray:
         """Text vectors [n, text dimension] in the directions that the model keeps."""
@@ -145,14 +192,18 @@ class CompactRecommender:
             total += arrays["neighbour_gain"][norm] * np.log1p(score * np.exp(-arrays["neighbour_log_scale"][norm]))
         logits[owner[outside], column[outside]] += (gate[owner, 0] * total)[outside]
 
+    def rounded(self) -> CompactRecommender:
+        """The same as a consumer loads it: item vectors rounded to int8, counts to float16. The gate judges this."""
+        return CompactRecommender(self.ids, _opened(_packed(self.arrays)))
+
     def save(self, folder: Path) -> None:
-        """Writes `recommender.safetensors`: the arrays, and the ids as UTF-8 with their offsets."""
+        """Writes `recommender.safetensors`: the arrays, rounded, and the ids as UTF-8 with their offsets."""
         folder.mkdir(parents=True, exist_ok=True)
         encoded = [str(item).encode() for item in self.ids]
         offsets = np.cumsum([0, *(len(item) for item in encoded)], dtype=np.int64)
         text = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)
-        save_file({**self.arrays, "ids_utf8": text.copy(), "ids_offsets": offsets},
-                  folder / "recommender.safetensors")
+        packed = {name: np.ascontiguousarray(array) for name, array in _packed(self.arrays).items()}
+        save_file({**packed, "ids_utf8": text.copy(), "ids_offsets": offsets}, folder / "recommender.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> CompactRecommender:
@@ -160,7 +211,33 @@ class CompactRecommender:
         arrays = load_file(folder / "recommender.safetensors")
         text, offsets = arrays.pop("ids_utf8").tobytes(), arrays.pop("ids_offsets")
         ids = [text[start:end].decode() for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
-        return cls(ids, arrays)
+        return cls(ids, _opened(arrays))
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with the large ones smaller: `items` int8 with a scale a row, trend and neighbours float16.
+
+    Neighbours' counts grow with time (they decay forward); only their ratios matter, so all are divided by the largest.
+    """
+    scale = np.abs(arrays["items"]).max(axis=1, keepdims=True).astype(np.float32) / 127.0
+    scale = np.where(scale > 0, scale, np.float32(1.0)).astype(np.float32)
+    most = max(float(arrays["neighbour_seen"].max(initial=0.0)), LEAST_SEEN)
+    shrink = np.float32(min(1.0, _MOST_SEEN / most))
+    return {
+        **arrays, "items": np.rint(arrays["items"] / scale).astype(np.int8), "items_scale": scale,
+        "trend": arrays["trend"].astype(np.float16),
+        "neighbour_value": (arrays["neighbour_value"] * shrink).astype(np.float16),
+        "neighbour_seen": arrays["neighbour_seen"] * shrink,
+    }
+
+
+def _opened(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `_packed` made, for products in float32."""
+    arrays = dict(packed)
+    arrays["items"] = arrays["items"].astype(np.float32) * arrays.pop("items_scale")
+    for name in ("trend", "neighbour_value"):
+        arrays[name] = arrays[name].astype(np.float32)
+    return arrays
 
 
 def best(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

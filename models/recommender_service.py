@@ -10,10 +10,14 @@ items in its place would look like an answer.
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from threading import Lock
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import numpy as np
@@ -81,6 +85,34 @@ class RecommenderService:
             table[place, 0], table[place, 1] = answered
         return pd.DataFrame(table, index=requests.index, columns=["item_ids", "scores"], copy=False)
 
+    def reasons(self, row: Mapping[str, Any], answered: Sequence[str]) -> list[dict[str, Any]]:
+        """Why some items were answered to a row that recommends or searches.
+
+        Returns:
+            For each item `popularity`, `taste`, `words`, `again`, `together` (parts of its score) and `because` (the
+            item of the history that speaks most for it by what is chosen together; None: no one does).
+        """
+        history = self._history(row)
+        query = _text("query", row.get("query"))
+        vector = self._query_vector(query) if query and query.strip() else None
+        index, counts, _, days = history
+        columns = np.array([self._recommender.index[item] for item in answered], np.int64)
+        parts = self._recommender.reasons(index, counts, days, vector, columns)
+        because = parts.pop("because")
+        return [
+            {name: float(values[place]) for name, values in parts.items()}
+            | {"because": str(self._recommender.ids[index[0, because[place]]]) if because[place] >= 0 else None}
+            for place in range(len(columns))
+        ]
+
+    def knows(self, item: str) -> bool:
+        """Whether an item is in the catalogue that was learnt."""
+        return item in self._recommender.index
+
+    def one(self, row: Mapping[str, Any], k: int, exclude: bool = False) -> tuple[list[str], list[float]]:
+        """The answer to one row of `answer`'s columns, without a frame around it: ids and scores, best first."""
+        return self._one(row, k, exclude)
+
     def _one(self, row: Mapping[str, Any], k: int, exclude: bool) -> tuple[list[str], list[float]]:
         known = self._recommender.index.get(_text("item_id", row.get("item_id")), 0)
         if known:
@@ -140,17 +172,17 @@ class RecommenderModel(PythonModel):
         def text_encoder() -> Any:
             with loading:
                 if not held:
-                    folder = _text_encoder_folder(context)
-                    held.append(import_module(f"{package}.text_encoder").load_saved(folder))
+                    folder = _path(_text_encoder_folder(context))
+                    held.append(load_text_encoder(package, folder))
             return held[0]
 
-        self._service = RecommenderService(recommender, text_encoder)
+        self.service = RecommenderService(recommender, text_encoder)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """See RecommenderService.answer."""
-        return self._service.answer(model_input, params or {})
+        return self.service.answer(model_input, params or {})
 
 
 def input_example(ids: Sequence[str]) -> pd.DataFrame:
@@ -165,9 +197,33 @@ def input_example(ids: Sequence[str]) -> pd.DataFrame:
 
 
 def _text_encoder_folder(context: Any) -> Any:
-    """Where the encoder's files are: in the registry once for many versions, or among the model's own artifacts."""
+    """Where the encoder's files are: in the registry once for many versions, or among the model's own artifacts.
+
+    Where EVERGREEN_MODEL_CACHE names a folder, what versions share is fetched into it once for all of them.
+    """
     shared = context.model_config.get("shared", {}).get("text_encoder")
-    return _path(mlflow.artifacts.download_artifacts(shared) if shared else context.artifacts["text_encoder"])
+    if not shared:
+        return context.artifacts["text_encoder"]
+    cache = os.environ.get("EVERGREEN_MODEL_CACHE")
+    if not cache:
+        return mlflow.artifacts.download_artifacts(shared)
+    place = _path(cache) / quote(shared, safe="")
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=".", dir=place.parent)
+        mlflow.artifacts.download_artifacts(shared, dst_path=scratch)
+        try:
+            os.replace(scratch, place)
+        except OSError:  # another process was faster
+            shutil.rmtree(scratch, ignore_errors=True)
+    return place
+
+
+def load_text_encoder(package: str, folder: Any) -> Any:
+    """The encoder in a folder (a path): the compact one, or one that needs TensorFlow where it has no such form."""
+    if (folder / "compact.json").is_file():
+        return import_module(f"{package}.compact_text_encoder").CompactTextEncoder.load(folder)
+    return import_module(f"{package}.text_encoder").load_saved(folder)
 
 
 def _path(location: str) -> Any:

@@ -22,6 +22,8 @@ import tensorflow as tf
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from models.compact_text_encoder import CompactTextEncoder, quantised
+
 TOKEN_LENGTHS = (16, 32, 64, 128)  # retail titles have at most 15 tokens: little is spent on padding
 BATCH_SIZES = (1, 8)  # beside the caller's: one query should not cost a batch of 64
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -87,6 +89,22 @@ class TextEncoder:
             "exact_gelu": self._exact_gelu, "identity": self.identity,
         }
         (folder / "encoder.json").write_text(json.dumps(configuration, sort_keys=True, indent=1))
+
+    def compact(self) -> CompactTextEncoder | None:
+        """The form for consumers, with int8 weights and without TensorFlow; None for a backbone that is no BERT."""
+        import keras_hub
+
+        if not isinstance(self._backbone, keras_hub.models.BertBackbone):
+            return None
+        weights = {
+            variable.path: variable.numpy() for variable in self._backbone.variables
+            if "seed_generator" not in variable.path and "pooled_dense" not in variable.path
+        }
+        notes = {
+            "num_layers": self._backbone.num_layers, "num_heads": self._backbone.num_heads,
+            "exact_gelu": self._exact_gelu, "most_tokens": self._length_limit, "of": self.identity,
+        }
+        return CompactTextEncoder(quantised(weights), notes, Tokenizer.from_str(self._tokenizer.to_str()))
 
     def _embed_batch(self, tokens: Sequence[Sequence[int]], rows: int) -> np.ndarray:
         longest = max(len(ids) for ids in tokens)

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("show", _show_champion, "Print the version that serves.")
     command("versions", _show_versions, "List all versions with their decisions and aliases.")
+    command("history", _show_history, "List who served when and why, oldest first; also versions that are gone.")
     command("log", _show_log, "List every promotion, hold, rejection and rollback, oldest first.")
     promote = command("promote", _promote, "Make a version the champion.")
     promote.add_argument("version", type=int, help="the version")
@@ -77,12 +78,30 @@ def _show_versions(registry: Registry, chosen: argparse.Namespace, console: Any)
     aliases: dict[int, list[str]] = {}
     for alias, version in registry.aliases(chosen.task).items():
         aliases.setdefault(version, []).append(alias)
-    table = Table("version", "alias", "kind", "from", "newest window", "decision", "because")
-    for version in registry.versions(chosen.task):
-        tags = registry.tags(chosen.task, version)
+    table = Table("version", "alias", "kind", "from", "newest window", "decision", "because", "files")
+    for entry in registry.entries(chosen.task):
+        version, tags = entry.number, entry.tags
         seen = (tags.get(f"evergreen.{key}", "") for key in ("kind", "parent", "window", "decision"))
         reasons = json.loads(tags.get("evergreen.reasons", "[]"))
-        table.add_row(str(version), " ".join(sorted(aliases.get(version, []))), *seen, " ".join(reasons))
+        table.add_row(
+            str(version), " ".join(sorted(aliases.get(version, []))), *seen, " ".join(reasons),
+            "removed" if entry.retired else "there",
+        )
+    console.print(table)
+
+
+def _show_history(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("version", "served from (UTC)", "until", "by", "who", "newest window", "because")
+    for one in registry.services(chosen.task):
+        until = f"{one.until:%Y-%m-%d %H:%M}" if one.until else "now"
+        table.add_row(
+            str(one.version), f"{one.since:%Y-%m-%d %H:%M}", until, one.action, one.who,
+            f"{one.window:%Y-%m-%d %H:%M}" if one.window else "", " ".join(one.reasons),
+        )
+        if one.gap:
+            console.print(f"The move that made {one.follows} the champion before {one.version} is not in the log.")
     console.print(table)
 
 
@@ -101,25 +120,43 @@ def _show_log(registry: Registry, chosen: argparse.Namespace, console: Any) -> N
     console.print(table)
 
 
+def forced(registry: Registry, task: str, version: int, *, who: str, why: str, decided_at: datetime) -> Promotion:
+    """Makes a version the champion whatever the gate said; the log keeps who did it and why.
+
+    Raises:
+        RegistryError: no reason is given.
+        VerificationFailed: the version does not answer in a fresh process.
+        VersionMissing: there is no such version.
+    """
+    if not why.strip():
+        raise RegistryError("A promotion by force must say why, for the log: add --why \"...\".")
+    window = registry.tags(task, version).get("evergreen.window")
+    return registry.promote(
+        task, version, registry.champion(task), who=who, reasons=[why], action="force", decided_at=decided_at,
+        window=datetime.fromisoformat(window) if window else None,
+    )
+
+
 def _promote(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
+    now = datetime.now(UTC)
+    if chosen.force:
+        who, why = chosen.who, chosen.why
+        _say_moved(forced(registry, chosen.task, chosen.version, who=who, why=why, decided_at=now), console)
+        return
     tags = registry.tags(chosen.task, chosen.version)
     decision = tags.get("evergreen.decision", "undecided")
-    action, reasons = decision, json.loads(tags.get("evergreen.reasons", "[]"))
+    reasons = json.loads(tags.get("evergreen.reasons", "[]"))
     compared_with = tags.get("evergreen.compared_with")
     expected = int(compared_with) if compared_with else None
-    if chosen.force:
-        if not chosen.why:
-            raise RegistryError("A promotion by force must say why, for the log: add --why \"...\".")
-        action, reasons, expected = "force", [chosen.why], registry.champion(chosen.task)
-    elif decision not in ("promote", "first"):
+    if decision not in ("promote", "first"):
         raise RegistryError(
             f"The gate must have decided to promote version {chosen.version}; it decided {decision!r}: "
             f"{' '.join(reasons)} To promote it all the same, add --force --why \"...\"."
         )
     window = tags.get("evergreen.window")
     done = registry.promote(
-        chosen.task, chosen.version, expected, who=chosen.who, reasons=reasons, action=action,
-        decided_at=datetime.now(UTC), window=datetime.fromisoformat(window) if window else None,
+        chosen.task, chosen.version, expected, who=chosen.who, reasons=reasons, action=decision,
+        decided_at=now, window=datetime.fromisoformat(window) if window else None,
     )
     _say_moved(done, console)
 

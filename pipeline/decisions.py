@@ -1,5 +1,8 @@
 """The log of decisions: who served when, why, and what was held or rejected. Append-only, in the lake.
 
+Delta itself refuses to change or delete a row of the table (`delta.appendOnly`), and nothing in it depends on the
+registry: it answers for versions that are long gone.
+
 The registry writes a move on the version before it happens and appends it here after; what a killed process
 left between the two is completed by whoever comes next (`Registry`), by comparing rows.
 """
@@ -7,8 +10,8 @@ left between the two is completed by whoever comes next (`Registry`), by compari
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -55,6 +58,60 @@ class DecisionRow:
         return cls(**{**record, "reasons": tuple(json.loads(record["reasons"]))})
 
 
+@dataclass(frozen=True)
+class Service:
+    """A time during which one version served.
+
+    Attributes:
+        version: which.
+        since: when it became the champion.
+        until: when another did; None: it serves.
+        action, who, reasons: of the move that brought it.
+        window: the newest landed window that it has seen.
+        follows: the version that served before; None: none did.
+        gap: whether the log lacks the move that made that one the champion.
+    """
+
+    version: int
+    since: datetime
+    until: datetime | None
+    action: str
+    who: str
+    reasons: tuple[str, ...]
+    window: datetime | None
+    follows: int | None
+    gap: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return json.loads(json.dumps(asdict(self), default=datetime.isoformat))
+
+
+def services(rows: Sequence[DecisionRow]) -> list[Service]:
+    """Who served when, oldest first, from a task's log alone: it is whole though the versions may be gone.
+
+    A move's time is that of the run that decided it, so a long update may have decided before and moved after a
+    rollback: moves are put in the order in which each finds the champion that the one before it left.
+    """
+    left = sorted(
+        (row for row in rows if row.champion_after is not None and row.champion_after != row.champion_before),
+        key=lambda row: (row.decided_at, row.version),
+    )
+    found: list[Service] = []
+    champion: int | None = None
+    while left:
+        place = next((at for at, row in enumerate(left) if row.champion_before == champion), None)
+        row = left.pop(place or 0)
+        since = max(row.decided_at, found[-1].since) if found else row.decided_at
+        if found:
+            found[-1] = replace(found[-1], until=since)
+        champion = row.champion_after
+        found.append(Service(
+            row.version, since, None, row.action, row.who, row.reasons, row.window, row.champion_before, place is None
+        ))
+    return found
+
+
 class DecisionLog:
     """The table `decisions` of a lake."""
 
@@ -71,6 +128,10 @@ class DecisionLog:
         """A task's rows that have these values."""
         rows = [DecisionRow.from_record(record) for record in self.table(task).to_pylist()]
         return [row for row in rows if all(getattr(row, name) == value for name, value in fields.items())]
+
+    def services(self, task: str) -> list[Service]:
+        """Who served when and why, oldest first."""
+        return services(self.rows(task))
 
     def append(self, row: DecisionRow) -> None:
         """Writes one row."""

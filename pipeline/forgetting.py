@@ -23,10 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.checkpoint import Ledger
-from pipeline.lake import Lake, open_lake, text_field
+from pipeline.lake import Lake, LakeError, open_lake, text_field
 from pipeline.masking import Mask
 from pipeline.schema import DELETIONS_SCHEMA, FEEDS
 from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.tasks.catalogue import entry
 
 if TYPE_CHECKING:
     from pipeline.registry import Registry
@@ -151,8 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _what_remains(kind: str, identifier: str, settings: Settings) -> list[str]:
+    from pipeline.learnt import LEARNT, MAYBE
+    from pipeline.lineage import of_rows  # which asks this module how ids are masked
+    from pipeline.lineage_pages import sentences_of
     from pipeline.registry import open_registry
-    from pipeline.tasks.catalogue import entry
 
     remains = [
         "Older versions of the tables keep the rows until they are vacuumed, and the landing zone its files: "
@@ -161,18 +164,35 @@ def _what_remains(kind: str, identifier: str, settings: Settings) -> list[str]:
     if kind == "item":
         return ["The next update's model is without it.", *remains]
     lake, registry = open_lake(settings), open_registry(settings)
+    user = masked(identifier, settings)
+    try:
+        answer = of_rows("user", user, settings)
+    except LakeError as error:  # change data of more than a year ago are gone: what may be is named
+        return [str(error), *_may_have_learnt(lake, registry, settings, user), *remains]
+    for feed in answer["feeds"]:
+        for task in feed["tasks"]:
+            remains += sentences_of(task)
+            if any(task["by_verdict"].get(verdict) for verdict in (LEARNT, MAYBE)):
+                remains.append(_RETRAIN.format(task=task["task"]))
+    return remains
+
+
+_RETRAIN = (
+    "The watch asks for a full retrain within the hour (at once: trigger retrain_{task}); its model is without them."
+)
+
+
+def _may_have_learnt(lake: Lake, registry: Registry, settings: Settings, user: str) -> list[str]:
+    said = []
     for task in settings.tasks:
-        table, user = entry(task).table, masked(identifier, settings)
         versions = [
             version for version in registry.versions(task)
-            if learnt_from_deleted(lake, registry, task, table, version, user)
+            if learnt_from_deleted(lake, registry, task, entry(task).table, version, user)
         ]
         if versions:
-            remains.append(
-                f"Versions of {task} that may have learnt from them: {', '.join(map(str, versions))}. The watch asks "
-                f"for a full retrain within the hour (at once: trigger retrain_{task}); its model is without them."
-            )
-    return remains
+            said.append(f"Versions {', '.join(map(str, versions))} of {task} may have learnt from them.")
+            said.append(_RETRAIN.format(task=task))
+    return said
 
 
 def _parser() -> argparse.ArgumentParser:

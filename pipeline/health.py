@@ -54,7 +54,7 @@ def write_health_page(
     body = [
         f'<header><p class="crumb">Evergreen</p><h1>Health</h1><p>As of {at:%Y-%m-%d %H:%M} UTC</p></header>',
         _verdict(tasks, alerts),
-        *(_task(health, last_asked(settings, f"retrain-{health.task}"), opened) for health in tasks),
+        *(_task(health, last_asked(settings, f"retrain-{health.task}"), opened, settings) for health in tasks),
         *(_feed(health, quarantined, settings) for health in sorted(feeds, key=lambda one: -sum(one.hourly))),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,12 +90,21 @@ def _verdict(tasks: Sequence[TaskHealth], alerts: Sequence[Mapping[str, Any]]) -
 # -- a task -----------------------------------------------------------------------------------------------------
 
 
-def _task(health: TaskHealth, asked: Mapping[str, Any] | None, opened: Collection[str]) -> str:
+def _task(
+    health: TaskHealth, asked: Mapping[str, Any] | None, opened: Collection[str], settings: Settings
+) -> str:
     return "\n".join([
-        f'<h2 class="of">{_text(PREFIX + health.task)}</h2>', _tiles(health, asked, opened),
+        f'<h2 class="of">{_text(PREFIX + health.task)}{_lineage(health, settings)}</h2>', _tiles(health, asked, opened),
         f'<div class="two wide"><div>{_quality(health)}{_decisions(health)}</div>'
         f"<div>{_aging(health)}{_answers(health.answers)}</div></div>",
     ])
+
+
+def _lineage(health: TaskHealth, settings: Settings) -> str:
+    """A link to the page of what the champion has learnt, where there is one."""
+    page = f"lineage/{health.task}-{health.champion}.html"
+    there = (settings.reports / page).exists()
+    return f' <small><a href="{_text(page)}">what version {health.champion} learnt</a></small>' if there else ""
 
 
 def _tiles(health: TaskHealth, asked: Mapping[str, Any] | None, opened: Collection[str]) -> str:

@@ -13,7 +13,7 @@ between two of them leaves nothing that a second run does not complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -52,12 +52,15 @@ T = TypeVar("T")
 
 # A ledger may look back over the retention of a year of hourly updates and then some; vacuum and log
 # clean-up must not take away a version that it names.
-_RETENTION = "interval 400 days"
+_KEPT = timedelta(days=400)
+_RETENTION = f"interval {_KEPT.days} days"
 _CONFIGURATION = {
     "delta.enableChangeDataFeed": "true",
     "delta.deletedFileRetentionDuration": _RETENTION,
     "delta.logRetentionDuration": _RETENTION,
 }
+_APPEND_ONLY = ("decisions", "deletions")  # Delta itself refuses to change or delete a row of these
+_GROW_BY_A_ROW = ("decisions", "deletions", "quality")  # read whole at each promotion: 100 files cost 0.1 s
 _COUNTED = ("landed_window", "hour")  # what a window's rows are counted by
 _DAILY = ["landed_date"]  # one folder a day keeps a window's predicate to a few files
 
@@ -156,6 +159,29 @@ class Lake:
             starting_version=after_version + 1, ending_version=to_version
         )
         return net_changes(pa.table(log), feed)
+
+    def images(self, table: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Every image of every row in a table's change data, a batch at a time; nothing of a table that is not there.
+
+        Args:
+            table: its name.
+            columns: of the table, and `_change_type`, `_commit_version` where they are wanted.
+
+        Raises:
+            LakeError: the log no longer reaches back to the table's first version.
+        """
+        if self.version(table) < 0:
+            return
+        try:
+            log = self._open(table).load_cdf(starting_version=0, columns=list(columns))
+            for batch in pa.RecordBatchReader.from_stream(log):
+                yield batch.cast(_without_views(batch.schema))
+        except DeltaError as error:
+            raise LakeError(
+                f"The change data of {table!r} must reach back to its first version; they do not ({error}). Delta "
+                f"keeps them for {_RETENTION.removeprefix('interval ')}: what was learnt from older changes is in the "
+                "ledgers' counts alone."
+            ) from error
 
     # -- publishing ---------------------------------------------------------------------------------------
 
@@ -297,6 +323,30 @@ class Lake:
         """Puts the small files of the days before `before` together; contents and change feed stay."""
         self._open(table).optimize.compact(partition_filters=[("landed_date", "<", before.isoformat())])
 
+    def tidy(self, needed: timedelta, logs: timedelta, *, dry_run: bool = False) -> dict[str, int]:
+        """Puts the logs' small files together and deletes files that only old versions of the tables need.
+
+        Args:
+            needed: age of the oldest version of a feed's table that anyone may ask for; what is younger than that, or
+                than the retention of the table itself, stays.
+            logs: the same for the tables of which only the newest version is read.
+            dry_run: only counts.
+
+        Returns:
+            table -> how many files were deleted; rows and change data of the versions that stay are as before.
+        """
+        deleted = {}
+        for table in sorted(_schemas()):
+            if self.version(table) < 0:
+                continue
+            if table in _GROW_BY_A_ROW and not dry_run:
+                self._open(table).optimize.compact()
+            age = max(needed, _KEPT) if table in FEEDS else logs
+            deleted[table] = len(self._open(table).vacuum(
+                retention_hours=int(age / timedelta(hours=1)), dry_run=dry_run, enforce_retention_duration=False
+            ))
+        return deleted
+
     # -- inside -------------------------------------------------------------------------------------------
 
     def _uri(self, table: str) -> str:
@@ -307,8 +357,9 @@ class Lake:
 
     def _create(self, table: str, schema: pa.Schema) -> None:
         if self.version(table) == -1:
+            configuration = _CONFIGURATION | ({"delta.appendOnly": "true"} if table in _APPEND_ONLY else {})
             DeltaTable.create(
-                self._uri(table), schema, mode="ignore", configuration=_CONFIGURATION,
+                self._uri(table), schema, mode="ignore", configuration=configuration,
                 partition_by=_DAILY if "landed_date" in schema.names else None, storage_options=self._storage,
             )
 
@@ -512,6 +563,12 @@ def text_field(name: str) -> ds.Expression:
     return ds.field(name).cast(pa.string())
 
 
+def _without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain text columns: few of Arrow's functions know `string_view`."""
+    views = {pa.string_view(): pa.string()}
+    return pa.schema([one.with_type(views.get(one.type, one.type)) for one in schema])
+
+
 def deleted_rows(feed: Feed, rows: pa.Table) -> pa.Table:
     """QUARANTINE_SCHEMA of rows of a feed's table that had to be forgotten: where they were, and nothing of them."""
     count = len(rows)
@@ -529,15 +586,20 @@ def _sql_text(text: str) -> str:
 
 def _schema_of(table: str) -> pa.Schema:
     """The schema of a table that need not exist yet."""
-    schemas: dict[str, Any] = {
+    schemas = _schemas()
+    if table not in schemas:
+        raise LakeError(f"A table is one of {sorted(schemas)}; received {table!r}.")
+    return schemas[table]
+
+
+def _schemas() -> dict[str, pa.Schema]:
+    schemas = {
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
         "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,
         "profiles": PROFILES_SCHEMA,
     }
     for feed in FEEDS.values():
         schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema
-    if table not in schemas:
-        raise LakeError(f"A table is one of {sorted(schemas)}; received {table!r}.")
-    return schemas[table]
+    return schemas
 
 

@@ -7,7 +7,7 @@ and how each row of the table is accounted for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -74,15 +74,14 @@ def lesson_of_change(
         losses: the champion's loss on each of some examples that it has learnt; only replay by loss asks for it.
     """
     table, known, now = task.table, ledger.versions[task.table], tables.versions[task.table]
-    refused = _Change(table, tables.lake.changes(table, known, start))
-    change = _Change(table, tables.lake.changes(table, start, now))
-    returned = _returned(task, tables, ledger, change)
+    refused = Change(table, tables.lake.changes(table, known, start))
+    change = Change(table, tables.lake.changes(table, start, now))
+    spans = aside_spans(ledger, refused, (known, start))
+    returned = returned_rows(table, tables, {one: spans[one] for one in spans if one in change.windows}, change)
     came = pa.concat_tables([change.came, returned])
     window = max(ledger.window, change.newest_window or ledger.window)
     boundary = max(ledger.joined_until, window + HOUR - timedelta(hours=ledger.span_hours))
-    aside = {one: spans for one, spans in ledger.set_aside.items() if one not in change.windows}
-    for one in refused.windows - change.windows:  # a window that was corrected since counts again
-        aside[one] = (*aside.get(one, ()), (known, start))
+    aside = {one: spans[one] for one in spans if one not in change.windows}  # one corrected since counts again
     grown = replace(
         ledger, kind="update", parent=parent, base=parent if ledger.base is None else ledger.base,
         versions=dict(tables.versions), learnt_from={**ledger.versions, table: start}, window=window,
@@ -144,7 +143,7 @@ def lesson_of_everything(
     if champion is not None:
         boundary = max(boundary, champion.joined_until)
         known, now = champion.versions[task.table], tables.versions[task.table]
-        change = _Change(task.table, tables.lake.changes(task.table, known, now))
+        change = Change(task.table, tables.lake.changes(task.table, known, now))
         aside = sorted(set(champion.set_aside) - change.windows)
     counted = without_windows(rows, aside)
     teaching = task.teaching(tables, counted)
@@ -167,16 +166,26 @@ def lesson_of_everything(
     return Lesson(task.context(tables, None), nothing, new, nothing, tune, gate, ledger)
 
 
-class _Change:
-    """A net change of a table, by what happened to its rows; those that came in order of their key."""
+class Change:
+    """A net change of a table, by what happened to its rows.
+
+    Attributes:
+        inserted, updated, deleted: how many rows.
+        came: those inserted or updated, in order of their key.
+        went: those deleted.
+        windows: the landed windows (ISO 8601) that it touches.
+        newest_window: the newest of them; None: it touches none.
+    """
 
     def __init__(self, table: str, changes: pa.Table) -> None:
+        """Takes what `Lake.changes` gives."""
         kinds = changes["change"]
         self.inserted = pc.sum(pc.equal(kinds, "insert")).as_py() or 0
         self.updated = pc.sum(pc.equal(kinds, "update")).as_py() or 0
         self.deleted = pc.sum(pc.equal(kinds, "delete")).as_py() or 0
         came = changes.filter(pc.not_equal(kinds, "delete")).drop_columns(["change"])
         self.came = came.sort_by([(FEEDS[table].key, "ascending")])  # a change feed has no order of its own
+        self.went = changes.filter(pc.equal(kinds, "delete")).drop_columns(["change"])
         landed = pc.unique(changes["landed_window"]).to_pylist()
         self.windows = {time.isoformat() for time in landed}
         self.newest_window = max(landed, default=None)
@@ -190,17 +199,39 @@ def _joining_rows(task: Task, tables: Snapshot, since: datetime, ledger: Ledger,
     return without_windows(rows, ledger.set_aside)
 
 
-def _returned(task: Task, tables: Snapshot, ledger: Ledger, change: _Change) -> pa.Table:
-    """The rows of windows set aside and corrected now that the correction left as they were: they count again."""
-    key = FEEDS[task.table].key
-    back = {one: spans for one, spans in ledger.set_aside.items() if one in change.windows}
+def aside_spans(ledger: Ledger, refused: Change, span: tuple[int, int]) -> dict[str, Sequence[tuple[int, int]]]:
+    """Every window that was refused for good, before or now, with the ranges of versions in which its rows came.
+
+    Args:
+        ledger: of the parent.
+        refused: what is set aside now.
+        span: the range (after, up to) of versions in which that came.
+    """
+    spans = dict(ledger.set_aside)
+    for window in refused.windows:
+        spans[window] = (*spans.get(window, ()), span)
+    return spans
+
+
+def returned_rows(
+    table: str, tables: Snapshot, back: Mapping[str, Sequence[tuple[int, int]]], change: Change
+) -> pa.Table:
+    """The rows of windows set aside and corrected now that the correction left as they were: they count again.
+
+    Args:
+        table: the task's.
+        tables: at the update's versions.
+        back: these windows, each with the ranges of versions in which its rows came.
+        change: the correction.
+    """
+    key = FEEDS[table].key
     if not back:
         return change.came.slice(0, 0)
     keys: set[str] = set()
     for span in sorted({tuple(span) for spans in back.values() for span in spans}):
         windows = pa.array([datetime.fromisoformat(one) for one, spans in back.items() if span in spans], TIME)
-        came = _Change(task.table, tables.lake.changes(task.table, *span)).came
+        came = Change(table, tables.lake.changes(table, *span)).came
         keys.update(came.filter(pc.is_in(came["landed_window"], value_set=windows))[key].to_pylist())
     keys -= set(change.came[key].to_pylist())
-    rows = tables.arrow(task.table, change.came.column_names, text_field(key).isin(pa.array(sorted(keys), pa.string())))
+    rows = tables.arrow(table, change.came.column_names, text_field(key).isin(pa.array(sorted(keys), pa.string())))
     return rows.sort_by([(key, "ascending")])

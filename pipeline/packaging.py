@@ -41,15 +41,23 @@ def renamed(folder: Path, into: Path) -> Path:
 
 
 def code_version() -> str:
-    """The commit of the code that runs, or the version of the installed package."""
+    """The commit of the code that runs; where that does not tell it (edited, or installed), with its content's hash."""
     if (REPOSITORY / ".git").exists():
         done = subprocess.run(
             ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True, text=True, check=False,
         )
+        commit = done.stdout.strip()
+        if done.returncode == 0 and not commit.endswith("-dirty"):
+            return commit
         if done.returncode == 0:
-            return done.stdout.strip()
-    return f"evergreen {metadata.version('evergreen')}"
+            return f"{commit} {_source_hash()}"
+    return f"evergreen {metadata.version('evergreen')} {_source_hash()}"
+
+
+def _source_hash() -> str:
+    folders = (content_hash(REPOSITORY / name) for name in ("pipeline", "models"))
+    return "source:" + hashlib.sha256("".join(folders).encode()).hexdigest()[:16]
 
 
 def description(tags: Mapping[str, str], metrics: Mapping[str, float]) -> str:
@@ -61,6 +69,9 @@ def description(tags: Mapping[str, str], metrics: Mapping[str, float]) -> str:
         f"**{decision}** · {kind}{origin} · newest window {tags.get('evergreen.window', 'unknown')}", "",
         *(f"- {reason}" for reason in json.loads(tags.get("evergreen.reasons", "[]"))), "",
     ]
+    if "evergreen.task" in tags:
+        lines += ["All that it learnt, and from which rows: `python -m pipeline.lineage version "
+                  f"{tags['evergreen.task']} <this version>`", ""]
     if metrics:
         lines += ["| on the validation examples | mean |", "|---|---|"]
         lines += [f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items())]

@@ -316,6 +316,8 @@ white-space:nowrap}
 .badge.stop{color:var(--stop);background:var(--stop-bg)}
 .badge.rows{color:var(--rows);background:var(--rows-bg)}
 .badge.note{color:var(--note);background:var(--note-bg)}
+.wide{overflow-x:auto}
+.wide td{overflow-wrap:break-word}
 .count{display:block;color:var(--soft);font-size:.88rem}
 .example{display:block;font-size:.92rem}
 details{font-size:.92rem;margin-top:.2rem}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,13 +24,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
-from pipeline.decisions import DecisionLog, DecisionRow
+from pipeline.decisions import DecisionLog, DecisionRow, Service
 from pipeline.lake import Lake, open_lake
 from pipeline.locking import Locks, locks_of
 from pipeline.packaging import MOST_CHARACTERS, code_version, content_hash, description, renamed
-from pipeline.registry_errors import PREFIX, PromotionConflict, RegistryError, VerificationFailed, VersionMissing
+from pipeline.registry_errors import (
+    PREFIX,
+    PromotionConflict,
+    RegistryError,
+    VerificationFailed,
+    VersionMissing,
+    VersionRetired,
+)
 from pipeline.settings import Settings
 from pipeline.verification import fault_of
+from pipeline.version_files import folder_bytes, remove_folder
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -40,7 +48,11 @@ if TYPE_CHECKING:
     from pipeline.tasks.contract import Package
 
 MOVES = ("promote", "first", "force", "rollback")
-NOTES = ("hold", "reject", "set-aside")
+NOTES = ("hold", "reject", "set-aside", "cannot-score")
+_OF_CHAMPION = ("set-aside", "cannot-score")  # notes on who serves, not on what was done with a version
+
+_LOGGED = "models:/"
+RETIRED, _FILES = "evergreen.retired", "evergreen.files"
 
 _STORED_WHOLE = "see the run's artifact tags.json"
 
@@ -59,6 +71,26 @@ class Promotion:
     action: str
     champion_before: int | None
     champion_after: int | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version as the registry lists it.
+
+    Attributes:
+        number: the version.
+        registered_at: when.
+        tags: all its tags.
+    """
+
+    number: int
+    registered_at: datetime
+    tags: Mapping[str, str]
+
+    @property
+    def retired(self) -> str | None:
+        """Why its files were removed; None: it has them."""
+        return self.tags.get(RETIRED)
 
 
 class Registry:
@@ -112,12 +144,22 @@ class Registry:
         Raises:
             VersionMissing: there is none.
         """
-        held = self._version(task, version)
+        return self._tags_of(self._version(task, version))
+
+    def _tags_of(self, held: ModelVersion) -> dict[str, str]:
         tags = dict(held.tags)
         if _STORED_WHOLE in tags.values():
             whole = json.loads(self._download(held, "tags.json"))
             tags |= {key: whole[key] for key, value in tags.items() if value == _STORED_WHOLE}
         return tags
+
+    def entries(self, task: str) -> list[Entry]:
+        """All versions with their tags, oldest first, in few calls however many they are."""
+        found = [
+            Entry(int(held.version), datetime.fromtimestamp(held.creation_timestamp / 1000, UTC), self._tags_of(held))
+            for held in self._search(task)
+        ]
+        return sorted(found, key=lambda entry: entry.number)
 
     def versions(self, task: str) -> list[int]:
         """All versions, oldest first."""
@@ -130,16 +172,28 @@ class Registry:
 
     def decided(self, task: str, version: int) -> bool:
         """Whether the log has what was done with a version: moved to champion, held or rejected."""
-        return any(row.action != "set-aside" for row in self._log.rows(task, version=version))
+        return any(row.action not in _OF_CHAMPION for row in self._log.rows(task, version=version))
+
+    def all_decided(self, task: str) -> set[int]:
+        """The versions with which something was done."""
+        return {row.version for row in self._log.rows(task) if row.action not in _OF_CHAMPION}
 
     def decisions(self, task: str) -> pa.Table:
         """The log of a task's decisions: DECISIONS_SCHEMA, in order of time."""
         return self._log.table(task)
 
+    def services(self, task: str) -> list[Service]:
+        """Who served when, and why; also of versions that are gone."""
+        return self._log.services(task)
+
     def load_checkpoint(self, task: str, version: int, into: Path) -> Path:
-        """Copies a version's checkpoint below `into`; returns its folder."""
+        """Copies a version's checkpoint below `into`; returns its folder.
+
+        Raises:
+            VersionRetired: retention has removed its files.
+        """
         return Path(self._mlflow.artifacts.download_artifacts(
-            run_id=self._version(task, version).run_id, artifact_path="checkpoint", dst_path=str(into),
+            run_id=self._whole(task, version).run_id, artifact_path="checkpoint", dst_path=str(into),
             tracking_uri=self.tracking_uri,
         ))
 
@@ -260,6 +314,7 @@ class Registry:
                 return Promotion(task, version, action, expected_champion, found)
             if found != expected_champion:
                 raise PromotionConflict(task, version, expected_champion, found)
+            self._whole(task, version)
             if self._verifies:
                 self.verify(task, version)
             row = DecisionRow(task, decided_at, action, version, found, version, window, who, tuple(reasons))
@@ -282,6 +337,7 @@ class Registry:
             held = self._version(task, target)
             if target == found:
                 return Promotion(task, target, "rollback", found, found)
+            self._whole(task, target)
             served = any(row.champion_after == target for row in self._log.rows(task))
             if self._verifies and not served:  # what served before need not prove itself while the shop waits
                 self.verify(task, target)
@@ -298,7 +354,7 @@ class Registry:
         self, task: str, action: str, version: int, *, who: str, reasons: Sequence[str], decided_at: datetime,
         window: datetime | None = None,
     ) -> None:
-        """Appends a decision that leaves the champion (hold, reject, set-aside) to the log, once."""
+        """Appends a decision that leaves the champion (one of NOTES) to the log, once."""
         if action not in NOTES:
             raise RegistryError(f"An action that leaves the champion is one of {NOTES}; received {action!r}.")
         with self._locks(f"promote-{task}"):
@@ -307,6 +363,53 @@ class Registry:
                 return
             found = self.champion(task)
             self._log.append(DecisionRow(task, decided_at, action, version, found, found, window, who, tuple(reasons)))
+
+    def note(self, task: str, version: int, name: str, text: str) -> None:
+        """Sets the tag `evergreen.<name>` of a version: for what is known only after it was registered."""
+        self._client.set_model_version_tag(PREFIX + task, str(version), f"evergreen.{name}", text)
+
+    # -- retention ----------------------------------------------------------------------------------------
+
+    def retire(self, task: str, chosen: Callable[[], Mapping[int, str]]) -> list[int]:
+        """Marks versions whose files shall go: from now on none of them can serve or be trained on.
+
+        Args:
+            task: whose.
+            chosen: asked while no champion can move; version -> why.
+
+        Returns:
+            The versions that are marked and whose files are not removed yet, those of a killed call included.
+        """
+        with self._locks(f"promote-{task}"):
+            self._settle(task)
+            for version, why in chosen().items():
+                self._client.set_model_version_tag(PREFIX + task, str(version), RETIRED, why)
+            marked = self._search(task)
+        return sorted(
+            int(held.version) for held in marked if RETIRED in held.tags and held.tags.get(_FILES) != "removed"
+        )
+
+    def bytes_of(self, task: str, version: int) -> int:
+        """How much a version's checkpoint and package take."""
+        return sum(folder_bytes(*place, self.tracking_uri) for place in self._places(task, version))
+
+    def remove_files(self, task: str, version: int) -> None:
+        """Removes the checkpoint and the package of a retired version; its tags stay. Safe to repeat."""
+        held = self._version(task, version)
+        if RETIRED not in held.tags:
+            raise RegistryError(f"Version {version} of {PREFIX}{task} must be retired before its files are removed.")
+        for place in self._places(task, version):
+            remove_folder(*place, self.tracking_uri)
+        self._client.set_model_version_tag(PREFIX + task, str(version), _FILES, "removed")
+
+    def _places(self, task: str, version: int) -> list[tuple[str, str]]:
+        """(address, folder) of a version's checkpoint and of its package."""
+        held = self._version(task, version)
+        places = [(self._client.get_run(held.run_id).info.artifact_uri, "checkpoint")] if held.run_id else []
+        if held.source and held.source.startswith(_LOGGED):  # `model_id` is None on a version that is read again
+            logged = self._client.get_logged_model(held.source.removeprefix(_LOGGED))
+            places.append((logged.artifact_location, ""))
+        return places
 
     def verify(self, task: str, version: int) -> None:
         """Loads a version in a fresh process, as a consumer would, and has it answer its input example.
@@ -376,6 +479,13 @@ class Registry:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise VersionMissing(task, version) from error
+
+    def _whole(self, task: str, version: int) -> ModelVersion:
+        """A version that has its files."""
+        held = self._version(task, version)
+        if RETIRED in held.tags:
+            raise VersionRetired(task, version, held.tags[RETIRED])
+        return held
 
     def _search(self, task: str, condition: str = "") -> list[ModelVersion]:
         rule = f"name = '{PREFIX}{task}'" + (f" and {condition}" if condition else "")

@@ -21,6 +21,19 @@ class VersionMissing(RegistryError):
         )
 
 
+class VersionRetired(RegistryError):
+    """A version's files were removed by the rule of retention; its tags remain."""
+
+    def __init__(self, task: str, version: int, why: str) -> None:
+        """Takes the version and what the rule said."""
+        self.task, self.version, self.why = task, version, why
+        super().__init__(
+            f"Version {version} of {PREFIX}{task} must have its files to serve or to be trained on; retention has "
+            f"removed them: {why} List the versions that have theirs with: "
+            f"python -m pipeline.champion versions --task {task}"
+        )
+
+
 class PromotionConflict(RegistryError):
     """The champion is no longer the one that the version was compared with.
 

@@ -15,13 +15,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from deltalake import write_deltalake
+from deltalake.exceptions import DeltaError
 
 from pipeline.champion import main
+from pipeline.decisions import DecisionRow, services
 from pipeline.lake import Lake
 from pipeline.locking import file_locks
 from pipeline.packaging import content_hash
 from pipeline.registry import Promotion, Registry
-from pipeline.registry_errors import PromotionConflict, RegistryError, VerificationFailed, VersionMissing
+from pipeline.registry_errors import (
+    PromotionConflict,
+    RegistryError,
+    VerificationFailed,
+    VersionMissing,
+    VersionRetired,
+)
 from pipeline.tasks.contract import Package
 
 NOW = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
@@ -456,6 +465,160 @@ def test_of_two_processes_with_the_same_champion_exactly_one_promotes(registry: 
     winner = 2 + ended.index("won")
     assert (registry.champion(TASK), registry.previous(TASK)) == (winner, 1)
     assert log(registry)[1:] == [("promote", winner, 1, winner)]
+
+
+@pytest.mark.slow
+def test_over_many_rounds_exactly_one_of_two_processes_wins_and_the_log_has_no_gap(
+    registry: Registry, home: Path
+) -> None:
+    rounds = 40
+    for _ in range(1 + 2 * rounds):
+        light(registry)
+    promote(registry, 1, None, action="first")
+    script = textwrap.dedent("""
+        import sys
+        from datetime import UTC, datetime
+        from pathlib import Path
+        from pipeline.lake import Lake
+        from pipeline.locking import file_locks
+        from pipeline.registry import Registry
+        from pipeline.registry_errors import PromotionConflict
+        home, mine = Path(sys.argv[1]), int(sys.argv[2])
+        locks = file_locks(home / "locks")
+        registry = Registry(f"sqlite:///{home / 'mlflow.db'}", Lake(str(home / "lake"), locks), locks, verifies=False)
+        registry.champion("toy")
+        print("ready", flush=True)
+        for line in sys.stdin:  # a round: the champion that both challengers were compared with
+            expected, first = map(int, line.split())
+            try:
+                registry.promote(
+                    "toy", first + mine, expected, who=f"p{mine}", reasons=[], decided_at=datetime.now(UTC)
+                )
+                print("won", flush=True)
+            except PromotionConflict:
+                print("lost", flush=True)
+    """)
+    racers = [
+        subprocess.Popen([sys.executable, "-c", script, str(home), str(mine)], text=True, bufsize=1,
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for mine in (0, 1)
+    ]
+    try:
+        assert [racer.stdout.readline().strip() for racer in racers] == ["ready", "ready"]
+        champion, wanted, wins = 1, [("first", 1, None, 1)], [0, 0]
+        for number in range(rounds):
+            for racer in racers if number % 2 else reversed(racers):  # neither always hears of it first
+                racer.stdin.write(f"{champion} {2 + 2 * number}\n")
+            ended = [racer.stdout.readline().strip() for racer in racers]
+            assert sorted(ended) == ["lost", "won"], number
+            won = ended.index("won")
+            wins[won] += 1
+            wanted.append(("promote", 2 + 2 * number + won, champion, 2 + 2 * number + won))
+            champion = wanted[-1][1]
+            assert registry.champion(TASK) == champion
+    finally:
+        for racer in racers:
+            racer.stdin.close()
+            racer.wait(timeout=60)
+    assert log(registry) == wanted and min(wins) > 0, wins
+    served = registry.services(TASK)
+    assert not any(one.gap for one in served) and [one.version for one in served] == [row[1] for row in wanted]
+
+
+# -- who served when ----------------------------------------------------------------------------------------
+
+
+def move(minutes: int, before: int | None, after: int, action: str = "promote") -> DecisionRow:
+    return DecisionRow(TASK, NOW + timedelta(minutes=minutes), action, after, before, after, HOUR, "ann", ("why",))
+
+
+def test_the_history_says_who_served_from_when_until_when() -> None:
+    held = DecisionRow(TASK, NOW + timedelta(minutes=2), "hold", 3, 2, 2, HOUR, "update", ("few",))
+    served = services([move(5, 2, 1, "rollback"), move(0, None, 1, "first"), move(1, 1, 2), held])
+    assert [(one.version, one.action, one.follows, one.gap) for one in served] == [
+        (1, "first", None, False), (2, "promote", 1, False), (1, "rollback", 2, False)
+    ]
+    minutes = [(one.since - NOW, one.until and one.until - NOW) for one in served]
+    assert minutes == [
+        (timedelta(0), timedelta(minutes=1)), (timedelta(minutes=1), timedelta(minutes=5)), (timedelta(minutes=5), None)
+    ]
+
+
+def test_a_move_decided_before_another_and_made_after_it_stands_after_it() -> None:
+    served = services([move(0, None, 1), move(9, 1, 2), move(5, 2, 1, "rollback")])  # a long update, a quick rollback
+    assert [one.version for one in served] == [1, 2, 1] and not any(one.gap for one in served)
+    assert served[1].since == served[2].since == NOW + timedelta(minutes=9)
+
+
+def test_a_move_that_is_missing_is_said() -> None:
+    served = services([move(0, None, 1), move(2, 2, 3)])
+    assert [(one.version, one.gap) for one in served] == [(1, False), (3, True)]
+
+
+def test_delta_refuses_to_change_or_delete_a_decision_and_tidying_keeps_every_row(registry: Registry) -> None:
+    light(registry), light(registry)
+    promote(registry, 1, None, action="first")
+    promote(registry, 2, 1, minutes=1)
+    lake, before = registry._log._lake, registry.decisions(TASK)
+    table = lake._open("decisions")
+    for write in (
+        lambda: table.delete("version = 1"), lambda: table.update({"who": "'nobody'"}, predicate="version = 1"),
+        lambda: write_deltalake(table, before.slice(0, 1), mode="overwrite"),
+    ):
+        with pytest.raises(DeltaError, match="append-only"):
+            write()
+    lake.tidy(timedelta(0), timedelta(0))
+    assert len(lake.files("decisions", lake.version("decisions"))) == 1
+    assert registry.decisions(TASK).equals(before)
+    assert {one["operation"] for one in table.history()} <= {"CREATE TABLE", "WRITE", "OPTIMIZE", "VACUUM START",
+                                                             "VACUUM END"}
+
+
+def test_the_history_outlives_the_versions(installation: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        light(installation)
+    promote(installation, 1, None, action="first", reasons=["the first"])
+    promote(installation, 2, 1, minutes=1, who="bob", reasons=["better by a lot"])
+    promote(installation, 3, 2, minutes=2)
+    for version in ("1", "2"):
+        installation._client.delete_model_version("evergreen-toy", version)
+    assert installation.versions(TASK) == [3]
+    assert [one.version for one in installation.services(TASK)] == [1, 2, 3]
+    assert main(["history", "--task", TASK]) == 0
+    shown = capsys.readouterr().out
+    assert "the first" in shown and "better by a lot" in shown and "bob" in shown and "now" in shown
+    with pytest.raises(VersionMissing):  # and what is gone cannot be rolled back to
+        installation.rollback(TASK, 1, who="ann", why="bad", decided_at=NOW)
+
+
+# -- retirement ---------------------------------------------------------------------------------------------
+
+
+def test_a_retired_version_keeps_its_tags_and_can_neither_serve_nor_be_trained_on(
+    registry: Registry, home: Path
+) -> None:
+    reasons = ["because " * 2_000]  # too long for a tag: kept as a file, which stays
+    register(registry, home, reasons=reasons)
+    register(registry, home)
+    promote(registry, 2, None, action="first")
+    assert registry.bytes_of(TASK, 1) > 500
+    with pytest.raises(RegistryError, match="must be retired before"):
+        registry.remove_files(TASK, 1)
+    assert registry.retire(TASK, lambda: {1: "old"}) == [1]
+    for ask in (
+        lambda: promote(registry, 1, 2), lambda: registry.load_checkpoint(TASK, 1, home / "copy"),
+        lambda: registry.rollback(TASK, 1, who="ann", why="bad", decided_at=NOW),
+        lambda: promote(registry, 1, 2, action="force", who="ann"),
+    ):
+        with pytest.raises(VersionRetired, match=r"Version 1 of evergreen-toy must have its files.*old"):
+            ask()
+    for _ in range(2):
+        registry.remove_files(TASK, 1)
+    assert registry.bytes_of(TASK, 1) == 0 and registry.bytes_of(TASK, 2) > 500
+    assert registry.retire(TASK, dict) == []
+    assert json.loads(registry.tags(TASK, 1)["evergreen.reasons"]) == reasons
+    assert [entry.retired for entry in registry.entries(TASK)] == ["old", None]
+    assert registry.load_checkpoint(TASK, 2, home / "copy-2").exists()
 
 
 # -- the command line -------------------------------------------------------------------------------------

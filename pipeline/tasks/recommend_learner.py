@@ -41,7 +41,8 @@ _WEIGHED_EXAMPLES = 128  # replayed examples, a step each, that tell the Fisher 
 # after thirteen months without a choice, a look or a change it is more likely gone.
 EXPIRY_DAYS = 400
 _LEAST_EXPIRED_SHARE = 16  # dropping rows copies every table: only where at least one row in so many would go
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "tensorflow", "keras", "keras-hub", "tokenizers")
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "tokenizers")
+_WITH_TENSORFLOW = (*_REQUIREMENTS, "tensorflow", "keras", "keras-hub")  # where the encoder has no compact form
 
 
 class RecommenderLearner:
@@ -280,7 +281,7 @@ class RecommenderLearner:
 
         Of an example that happened after all that was learnt, that is the newest trend: as in service.
         """
-        compact, trends = self.compact(), self._trends
+        compact, trends = self.compact().rounded(), self._trends
         moments = trends.moment_of(encoded.times)
         ranked = np.full((len(encoded), K), -1, np.int64)
         for chosen, length in groups_by_length(encoded, np.arange(len(encoded)), _SCORED_AT_ONCE):
@@ -367,9 +368,11 @@ class RecommenderLearner:
     def package(self, folder: Path) -> Package:
         """Writes the compact arrays and the text encoder below `folder`."""
         shutil.rmtree(folder, ignore_errors=True)
-        compact = self.compact()
+        compact = self.compact().rounded()
         compact.save(folder / "recommender")
         encoder = self._encoder()
+        small = encoder.compact()
+        encoder, requirements = (encoder, _WITH_TENSORFLOW) if small is None else (small, _REQUIREMENTS)
         encoder.save(folder / "text_encoder")
         service = recommender_service.RecommenderService(compact, lambda: encoder)
         example = recommender_service.input_example(compact.ids[1:].tolist())
@@ -378,7 +381,7 @@ class RecommenderLearner:
             code_folders=(Path(models.__file__).parent,),
             artifacts={"recommender": folder / "recommender"},
             config={"code_package": "models"},
-            requirements=tuple(f"{name}=={version(name)}" for name in _REQUIREMENTS),
+            requirements=tuple(f"{name}=={version(name)}" for name in requirements),
             input_example=example,
             output_example=service.answer(example, recommender_service.PARAMETERS),
             parameters=recommender_service.PARAMETERS,

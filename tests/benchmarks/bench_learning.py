@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -329,6 +330,8 @@ def landed(name: str, seed: int, days: int | None = None) -> Iterator[ShopLog]:
         home = Path(os.environ.get("EVERGREEN_BENCH_HOME", folder)) / (name if days is None else f"{name}-{days}d")
         if not (home / "versions.json").is_file():
             say(f"{name}: landing the log")
+        for table in ("decisions", "quality"):  # of an earlier run: they belong to its registry, which is gone
+            shutil.rmtree(home / "lake" / table, ignore_errors=True)
         shop = ShopLog.land(Protocol.read(name), home, seed, days=days)
         yield replace(shop, settings=replace(shop.settings, tracking_uri=f"sqlite:///{folder}/mlflow.db"))
 

@@ -1,0 +1,225 @@
+"""The models that a server answers with: whoever the registry calls champion, held in memory, swapped whole.
+
+A thread asks the registry every few seconds who the champion is. A new one is fetched into a folder of its own, loaded
+and asked its own example before it takes the place of the old one; a request holds one `ServedModel` from its start to
+its end, so that no answer mixes two versions. Where the registry is away, or the new version does not answer, the last
+good one goes on; a server that starts meanwhile takes what it fetched before from its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.registry import open_registry
+from pipeline.registry_errors import PREFIX
+from pipeline.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+POLL_SECONDS = 5.0  # a promotion is an hourly matter; asking costs the registry one query
+VERSIONS_KEPT = 3  # on disk, for each task: the champion, the one before and the older one that the page compares with
+OLDER = timedelta(days=7)  # the page shows what the champion of a week ago would have answered
+
+
+class NoModel(RuntimeError):
+    """No version of a task can answer yet."""
+
+    def __init__(self, task: str) -> None:
+        """Takes the task's name."""
+        self.task = task
+        super().__init__(
+            f"A champion of evergreen-{task} must have been loaded before it can answer; none was yet. Look at "
+            f"/health/ready, at the server's log and at `python -m pipeline.champion show --task {task}`."
+        )
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One loaded version.
+
+    Attributes:
+        task, version: which.
+        window: the newest hour that it has learnt, where the registry said.
+        model: the code that answers (`unwrap_python_model`), whose `predict(None, frame, parameters)` is the pyfunc's.
+        loaded_at: when it was ready here.
+    """
+
+    task: str
+    version: int
+    window: datetime | None
+    model: Any
+    loaded_at: datetime
+
+    def predict(self, rows: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.DataFrame:
+        """The pyfunc's answer, without MLflow's check of the signature: the server checks its own schema."""
+        answer: pd.DataFrame = self.model.predict(None, rows, dict(parameters))
+        return answer
+
+
+class ServedModels:
+    """The champions of some tasks, and for the page an older one of each."""
+
+    def __init__(self, settings: Settings, folder: Path, tasks: Sequence[str]) -> None:
+        """Loads nothing yet.
+
+        Args:
+            settings: of the installation whose registry is followed.
+            folder: where versions are kept on this machine.
+            tasks: whose champions are served.
+        """
+        self.tasks = tuple(tasks)
+        self.errors: dict[str, str] = {}
+        self._settings, self._folder = settings, folder
+        self._champions: dict[str, ServedModel] = {}
+        self._older: dict[str, ServedModel] = {}
+        self._ending = threading.Event()
+        self._listeners: list[Callable[[ServedModel], None]] = []
+        os.environ.setdefault("EVERGREEN_MODEL_CACHE", str(folder / "shared"))
+        # MLflow would try for minutes; here the next look is seconds away
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+    def champion(self, task: str) -> ServedModel:
+        """The version that answers now.
+
+        Raises:
+            NoModel: none was loaded yet.
+        """
+        try:
+            return self._champions[task]
+        except KeyError:
+            raise NoModel(task) from None
+
+    def older(self, task: str) -> ServedModel | None:
+        """The champion of a week ago, or the first one of a younger shop; None where it is the champion itself."""
+        return self._older.get(task)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every task has a model."""
+        return set(self.tasks) <= set(self._champions)
+
+    def on_swap(self, listener: Callable[[ServedModel], None]) -> None:
+        """Calls `listener` with each champion that was loaded."""
+        self._listeners.append(listener)
+
+    def start(self, poll_seconds: float = POLL_SECONDS) -> None:
+        """Looks once, then goes on looking in a thread until `stop`."""
+        self.look()
+        threading.Thread(target=self._follow, args=(poll_seconds,), name="champions", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends the thread after its present look."""
+        self._ending.set()
+
+    def look(self) -> None:
+        """Brings every task to its champion, as far as the registry answers."""
+        for task in self.tasks:
+            try:
+                self._look(task)
+                self.errors.pop(task, None)
+            except Exception as error:
+                self.errors[task] = f"{type(error).__name__}: {error}"
+                _log.warning("evergreen-%s: the registry or a new version did not answer: %s", task, error)
+                if task not in self._champions:
+                    self._from_disk(task)
+
+    def _follow(self, poll_seconds: float) -> None:
+        while not self._ending.wait(poll_seconds):
+            self.look()
+
+    def _look(self, task: str) -> None:
+        registry = open_registry(self._settings)
+        version = registry.champion(task)
+        if version is None:
+            return
+        held = self._champions.get(task)
+        if held is None or held.version != version:
+            self._swap(self._loaded(task, version, registry.tags(task, version).get("evergreen.window")))
+        older = _older_champion(registry.decisions(task).to_pylist(), version, datetime.now(UTC) - OLDER)
+        if older is None:
+            self._older.pop(task, None)
+        elif task not in self._older or self._older[task].version != older:
+            self._older[task] = self._loaded(task, older, registry.tags(task, older).get("evergreen.window"))
+        self._tidy(task)
+
+    def _swap(self, model: ServedModel) -> None:
+        self._champions[model.task] = model  # one assignment: a request sees the old one or the new one
+        note = self._folder / model.task / "champion.json"
+        unfinished = note.with_suffix(f".{os.getpid()}.tmp")
+        window = model.window.isoformat() if model.window else None
+        unfinished.write_text(json.dumps({"version": model.version, "window": window}))
+        unfinished.replace(note)
+        _log.info("evergreen-%s: version %s serves", model.task, model.version)
+        for listener in self._listeners:
+            listener(model)
+
+    def _loaded(self, task: str, version: int, window: str | None) -> ServedModel:
+        """A version from the registry, or from disk where it was fetched before; it has answered its example."""
+        import mlflow
+
+        place = self._folder / task / str(version)
+        if not place.is_dir():
+            scratch = place.with_name(f".{version}.{os.getpid()}.tmp")
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            mlflow.set_tracking_uri(self._settings.tracking_uri)
+            mlflow.artifacts.download_artifacts(f"models:/{PREFIX}{task}/{version}", dst_path=str(scratch))
+            try:
+                scratch.rename(place)
+            except OSError:  # another worker of this machine was faster
+                shutil.rmtree(scratch, ignore_errors=True)
+        pyfunc = mlflow.pyfunc.load_model(str(place))
+        model = ServedModel(
+            task, version, datetime.fromisoformat(window) if window else None, pyfunc.unwrap_python_model(),
+            datetime.now(UTC),
+        )
+        example = pyfunc.input_example
+        if example is not None:
+            model.predict(pd.DataFrame(example), {})  # what loads late (the text encoder) loads now
+        return model
+
+    def _from_disk(self, task: str) -> None:
+        """The champion that this machine served last, for a start while the registry is away."""
+        try:
+            note = json.loads((self._folder / task / "champion.json").read_text())
+            self._champions[task] = self._loaded(task, int(note["version"]), note["window"])
+        except Exception as error:
+            _log.warning("evergreen-%s: nothing to serve on disk either: %s", task, error)
+
+    def _tidy(self, task: str) -> None:
+        """Removes versions from disk that neither serve nor are compared with, but for the newest few."""
+        used = {held.version for held in (self._champions.get(task), self._older.get(task)) if held}
+        places = [path for path in (self._folder / task).iterdir() if path.is_dir() and path.name.isdigit()]
+        newest = sorted(places, key=lambda path: int(path.name), reverse=True)
+        for path in newest[VERSIONS_KEPT:]:
+            if int(path.name) not in used and time.time() - path.stat().st_mtime > 60 * POLL_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _older_champion(decisions: Sequence[Mapping[str, Any]], champion: int, before: datetime) -> int | None:
+    """Who served at the moment `before`, or first of all; None where that is the champion.
+
+    Args:
+        decisions: rows of the registry's log, oldest first.
+        champion: who serves now.
+        before: the moment.
+    """
+    moves = [row for row in decisions if row["champion_after"] not in (None, row["champion_before"])]
+    if not moves:
+        return None
+    then = [row for row in moves if row["decided_at"] <= before] or moves[:1]
+    version = int(then[-1]["champion_after"])
+    return None if version == champion else version

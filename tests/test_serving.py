@@ -1,0 +1,216 @@
+"""The reference server over a real registry: who may ask, what is answered, and by which version."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from pipeline import updating
+from pipeline.registry import open_registry
+from pipeline.served_models import ServedModels, _older_champion
+from pipeline.serving import ApiKey, create_app, main
+from pipeline.settings import Settings
+from tests.small_shop import publish_hours, settings_of, small_shop
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+KEYS = (ApiKey("shop", "read", "r" * 24), ApiKey("ops", "operate", "o" * 24))
+READ, OPERATE = {"X-API-Key": "r" * 24}, {"X-API-Key": "o" * 24}
+KNOWN, OTHER = "P000000", "P000003"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Settings:
+    """An installation with two versions, the first of them the champion."""
+    settings = settings_of(tmp_path_factory.mktemp("shop"))
+    shutil.copy(empty_database, settings.home / "mlflow.db")
+    publish_hours(settings, small_shop(users=200, history_days=2, history_events=2_500), 0, 48)
+    first = updating.retrain("recommend", settings, NOW, "first", report=lambda line: None)
+    updating.promote("recommend", first["version"], settings, NOW)
+    updating.retrain("recommend", settings, NOW, "again", days=1, report=lambda line: None)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def models(shop: Settings) -> ServedModels:
+    return ServedModels(shop, shop.home / "serving", ["recommend"])
+
+
+@pytest.fixture(scope="module")
+def client(shop: Settings, models: ServedModels) -> Iterator[TestClient]:
+    with TestClient(create_app(shop, KEYS, models)) as client:
+        yield client
+
+
+def recommended(client: TestClient, **asked: object) -> dict:
+    answer = client.post("/v1/recommend", json=asked, headers=READ)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_request_needs_a_key_of_its_role(client: TestClient) -> None:
+    assert client.post("/v1/recommend", json={}).status_code == 401
+    assert client.post("/v1/recommend", json={}, headers={"X-API-Key": "wrong"}).status_code == 401
+    assert client.post("/v1/reload", headers=READ).status_code == 403
+    assert client.post("/v1/reload", headers=OPERATE).status_code == 200
+    assert client.get("/health/live").status_code == client.get("/health/ready").status_code == 200
+
+
+def test_the_answer_is_the_registrys_model_and_says_which(client: TestClient, models: ServedModels) -> None:
+    import pandas as pd
+
+    answer = recommended(client, history=[{"item_id": KNOWN, "days_ago": 2}, {"item_id": OTHER, "days_ago": 5}], k=5)
+    row = pd.DataFrame([{"history": [KNOWN, OTHER], "history_days": [2.0, 5.0]}])
+    wanted = models.champion("recommend").predict(row, {"k": 5}).iloc[0]
+    assert [one["item_id"] for one in answer["items"]] == wanted["item_ids"]
+    assert answer["served"]["version"] == 1 and answer["served"]["newest_hour"]
+    assert len(recommended(client)["items"]) == 20
+    others = recommended(client, history=[{"item_id": KNOWN}], exclude_history=True)
+    assert KNOWN not in [one["item_id"] for one in others["items"]]
+
+
+def test_reasons_add_up_to_the_score_and_name_the_history(client: TestClient) -> None:
+    answer = recommended(client, history=[{"item_id": KNOWN}, {"item_id": OTHER, "days_ago": 3}], k=40, explain=True)
+    for item in answer["items"]:
+        parts = {name: value for name, value in item["reasons"].items() if name != "because"}
+        assert sum(parts.values()) == pytest.approx(item["score"], abs=1e-3)
+    own = {one["item_id"]: one["reasons"] for one in answer["items"]}
+    assert own[KNOWN]["again"] > 0.0
+    near = [one["reasons"] for one in answer["items"] if one["reasons"]["together"] > 0]
+    assert near and all(one["because"] in (KNOWN, OTHER) for one in near)
+    found = client.post("/v1/search", json={"query": "gift", "explain": True, "k": 3}, headers=READ).json()
+    assert all(one["reasons"]["words"] != 0.0 for one in found["items"])
+    for one in found["items"]:
+        parts = {name: value for name, value in one["reasons"].items() if name != "because"}
+        assert sum(parts.values()) == pytest.approx(one["score"], abs=1e-3)
+
+
+def test_similar_items_are_of_a_known_item(client: TestClient) -> None:
+    found = client.get("/v1/similar", params={"item_id": KNOWN, "k": 3}, headers=READ)
+    assert len(found.json()["items"]) == 3 and KNOWN not in found.text.split("items", 1)[1]
+    assert client.get("/v1/similar", params={"item_id": "none"}, headers=READ).status_code == 404
+
+
+def test_any_task_answers_rows_and_refuses_what_its_model_refuses(client: TestClient) -> None:
+    asked = {"rows": [{"history": [KNOWN]}, {"query": "gift"}], "parameters": {"k": 2}}
+    answer = client.post("/v1/models/recommend", json=asked, headers=READ).json()
+    assert [len(row["item_ids"]) for row in answer["rows"]] == [2, 2]
+    refused = client.post("/v1/models/recommend", json={"rows": [{"history": 5}]}, headers=READ)
+    assert refused.status_code == 400 and "history" in refused.json()["detail"]
+    assert client.post("/v1/models/none", json=asked, headers=READ).status_code == 404
+
+
+@pytest.mark.parametrize("asked", [
+    {"k": 0}, {"k": 10**9}, {"history": [{"item_id": ""}]}, {"history": [{"item_id": "x", "days_ago": -1}]},
+    {"histroy": []}, {"history": "P000000"}, {"history": [{"item_id": "x"}] * 257},
+])
+def test_a_request_outside_the_schema_says_where(client: TestClient, asked: dict) -> None:
+    answer = client.post("/v1/recommend", json=asked, headers=READ)
+    assert answer.status_code == 422 and answer.json()["detail"].startswith("body.")
+
+
+def test_too_large_a_request_is_not_read(client: TestClient) -> None:
+    answer = client.post("/v1/recommend", content=b"x" * 300_000, headers=READ)
+    assert answer.status_code == 413 and "bytes" in answer.json()["detail"]
+    chunks = (b"x" * 100_000 for _ in range(3))  # without a length
+    assert client.post("/v1/recommend", content=chunks, headers=READ).status_code == 413
+
+
+def test_a_key_is_answered_at_its_rate(shop: Settings, models: ServedModels) -> None:
+    app = create_app(shop, KEYS, models, requests_per_minute=2)
+    asking = TestClient(app)  # without its start: the models are loaded already
+    statuses = [asking.post("/v1/recommend", json={}, headers=READ).status_code for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert asking.post("/v1/recommend", json={}, headers=OPERATE).status_code == 200  # another key has its own
+
+
+def test_metrics_tell_versions_age_and_answers(client: TestClient) -> None:
+    recommended(client)
+    text = client.get("/metrics").text
+    assert 'evergreen_model_version{task="recommend"} 1.0' in text
+    assert 'evergreen_answers_total{route="/v1/recommend",status="200"}' in text
+    age = next(line for line in text.splitlines() if line.startswith("evergreen_model_age_seconds{"))
+    assert float(age.split()[-1]) > 0
+
+
+def test_a_server_goes_on_and_starts_while_the_registry_is_away(shop: Settings, models: ServedModels) -> None:
+    from dataclasses import replace
+
+    away = replace(shop, tracking_uri="http://127.0.0.1:9")
+    ServedModels(shop, shop.home / "serving", ["recommend"]).look()
+    started = ServedModels(away, shop.home / "serving", ["recommend"])
+    started.look()
+    assert started.ready and started.champion("recommend").version == models.champion("recommend").version
+    assert "recommend" in started.errors
+    nowhere = ServedModels(away, shop.home / "elsewhere", ["recommend"])
+    nowhere.look()
+    assert not nowhere.ready
+    answer = TestClient(create_app(away, KEYS, nowhere)).post("/v1/recommend", json={}, headers=READ)
+    assert answer.status_code == 503 and "champion show" in answer.json()["detail"]
+
+
+def test_no_request_fails_or_mixes_versions_while_champions_change(
+    shop: Settings, models: ServedModels, client: TestClient
+) -> None:
+    registry, statuses, mixed = open_registry(shop), [], []
+    before = dict.fromkeys((1, 2))
+    for version in before:
+        loaded = models._loaded("recommend", version, None)
+        before[version] = loaded.model.service.one({"history": [KNOWN]}, 5)
+    ending = threading.Event()
+
+    def ask() -> None:
+        while not ending.is_set():
+            answer = client.post("/v1/recommend", json={"history": [{"item_id": KNOWN}], "k": 5}, headers=OPERATE)
+            statuses.append(answer.status_code)
+            said = answer.json()
+            ids, scores = before[said["served"]["version"]]
+            if [one["item_id"] for one in said["items"]] != ids:
+                mixed.append((said, ids, scores))
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for one in askers:
+        one.start()
+    for version in (2, 1, 2, 1):
+        registry.promote(
+            "recommend", version, registry.champion("recommend"), who="test", reasons=["swap"], action="force",
+            decided_at=NOW + timedelta(hours=len(statuses)),
+        )
+        models.look()
+        assert models.champion("recommend").version == version
+    ending.set()
+    for one in askers:
+        one.join()
+    assert statuses and set(statuses) == {200} and not mixed
+
+
+def test_the_page_shows_the_version_of_a_week_ago_beside_the_champion(client: TestClient) -> None:
+    moves = [
+        {"decided_at": NOW, "champion_before": None, "champion_after": 1},
+        {"decided_at": NOW + timedelta(days=1), "champion_before": 1, "champion_after": 2},
+        {"decided_at": NOW + timedelta(days=2), "champion_before": 2, "champion_after": 2},
+        {"decided_at": NOW + timedelta(days=8), "champion_before": 2, "champion_after": 3},
+    ]
+    assert _older_champion(moves, 3, NOW + timedelta(days=1, hours=1)) == 2
+    assert _older_champion(moves, 3, NOW - timedelta(days=9)) == 1  # a young shop: the first
+    assert _older_champion(moves, 1, NOW) is None and _older_champion([], 1, NOW) is None
+    assert "bag" in client.get("/").text
+    both = client.post("/page/answers", json={"query": "", "k": 3}, headers=READ).json()
+    assert len(both["now"]["items"]) == 3
+
+
+def test_a_server_without_keys_listens_to_its_own_machine_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shop: Settings
+) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(shop.home))
+    monkeypatch.setenv("EVERGREEN_MASK_KEY", "k" * 64)
+    monkeypatch.delenv("EVERGREEN_API_KEYS", raising=False)
+    assert main(["--host", "0.0.0.0"]) == 1
+    assert "EVERGREEN_API_KEYS" in capsys.readouterr().err
