@@ -6,6 +6,7 @@ methods are what differs. Nothing here knows a task, a table or the registry.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,9 +79,9 @@ def fine_tune(
 ) -> Trained:
     """Trains `learner` in place on `train` until the loss on `tune` stops falling.
 
-    Passes end after `schedule.epochs`, or after `patience_epochs` without a new best. At least one pass is
-    kept: an hour of which nothing is learnt would be gone from the ledger and not in the model. Without
-    tuning examples all passes are made.
+    Passes end after `schedule.epochs` (more where `least_steps` asks for them), or after `patience_epochs` without a
+    new best. At least one pass is kept: an hour of which nothing is learnt would be gone from the ledger and not in the
+    model. Without tuning examples all passes are made.
 
     What the schedule's methods ask of the learner itself is `Learner.use`'s; the others are here: shrinking, trials
     of learning rates, batches prepared ahead, the mean with the start.
@@ -105,12 +106,12 @@ def fine_tune(
     generator = np.random.default_rng(seed)
     losses = [learner.loss(tune, schedule.batch_size)] if len(tune) else []
     best: tuple[float, int, State | None] | None = None
-    steps = 0
-    for epoch in range(1, schedule.epochs + 1):
+    steps, epochs = 0, _passes(schedule, len(train))
+    for epoch in range(1, epochs + 1):
         with _batches(learner, train, schedule, generator) as batches:
             for place, batch in enumerate(batches):
                 taught = min(1.0, place * schedule.batch_size / len(train))
-                done = (epoch - 1 + taught) / schedule.epochs
+                done = (epoch - 1 + taught) / epochs
                 learner.train_step(batch, learning_rate_at(steps, schedule, done))
                 steps += 1
         if len(tune):
@@ -118,7 +119,7 @@ def fine_tune(
             report(f"pass {epoch}: {steps} steps, tuning loss {losses[0]:.4f} -> {losses[-1]:.4f}")
             if not np.isfinite(losses[-1]):
                 raise TrainingDiverged(epoch, losses[-1])
-        ended = epoch == schedule.epochs or 0 < schedule.enough_steps <= steps
+        ended = epoch == epochs or 0 < schedule.enough_steps <= steps
         if len(tune) and (best is None or losses[-1] < best[0]):
             # a copy costs what the catalogue holds: none of what no further pass can spoil
             best = (losses[-1], epoch, None if ended else learner.state())
@@ -130,6 +131,12 @@ def fine_tune(
     if start is not None:
         learner = restore(_mean(learner.state(), start, learner.weights(), schedule.methods.average_with_start))
     return Trained(learner, steps, last, tuple(losses), time.monotonic() - started)
+
+
+def _passes(schedule: Schedule, examples: int) -> int:
+    """How many passes are made at most: `epochs`, or as many as make `least_steps`."""
+    steps = math.ceil(examples / schedule.batch_size)
+    return max(schedule.epochs, math.ceil(schedule.least_steps / steps))
 
 
 def _prepared(

@@ -66,6 +66,18 @@ def test_all_passes_are_made_without_tuning_examples_and_none_without_examples()
     assert (done.best_epoch, done.steps, done.learner) == (0, 0, before)
 
 
+def test_a_small_history_is_passed_over_until_enough_steps_are_made_and_the_rate_falls_over_all_of_them() -> None:
+    schedule = replace(SCHEDULE, epochs=2, least_steps=9, decay="linear", warmup_steps=0)
+    taught = learner()
+    rates: list[float] = []
+    step = taught.train_step
+    taught.train_step = lambda batch, rate: (rates.append(rate), step(batch, rate))[1]  # type: ignore[method-assign]
+    done = fine_tune(taught, PriceLearner.restore, prices(*[10.0] * 16), prices(), schedule, seed=1)
+    assert done.steps == 10 and rates[0] == 0.3 and rates[4] == pytest.approx(0.18)
+    twice = fine_tune(learner(), PriceLearner.restore, prices(*[10.0] * 48), prices(), schedule, seed=1)
+    assert twice.steps == 12  # six a pass: both passes are enough
+
+
 @pytest.mark.parametrize("tuned", [prices(), prices(10.0)])
 def test_no_further_pass_begins_after_enough_steps(tuned: Examples) -> None:
     taught = prices(*[10.0] * 16)  # two steps a pass

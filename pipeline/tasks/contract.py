@@ -204,6 +204,8 @@ class Schedule:
         epochs: most passes over the training examples.
         patience_epochs: passes without a better tuning loss before stopping; the best pass is kept.
         batch_size: examples a step.
+        least_steps: a small history is passed over more often than `epochs`, until so many steps are made; early
+            stopping ends it before.
         enough_steps: after so many steps no further pass begins, however many `epochs` allows: a second pass is for
             small windows. 0: no such end.
         replay_ratio: replayed old examples for each new one.
@@ -221,6 +223,7 @@ class Schedule:
     replay_ratio: float = 0.0
     least_replayed: int = 0
     enough_steps: int = 0
+    least_steps: int = 0
     decay: Literal["none", "linear"] = "none"
     methods: Methods = Methods()
 

@@ -59,7 +59,10 @@ class Recommend:
     # Online Retail, ten weeks of updates after it: Recall@20 0.320 after 3 passes, 0.321 after 4, 0.318 after 7 at a
     # constant rate, 0.313 after 6 that fall from 5e-3.
     base_schedule = Schedule(
-        learning_rate=3e-3, warmup_steps=50, epochs=4, patience_epochs=2, batch_size=256, decay="linear"
+        learning_rate=3e-3, warmup_steps=50, epochs=4, patience_epochs=2, batch_size=256, decay="linear",
+        # of six days of a simulated shop (4,256 examples): tuning loss 2.933 after 72 steps that fell to 0, 2.544 after
+        # 216; Recall@20 beside the baseline -0.8 %, +7.9 %
+        least_steps=200,
     )
     # Online Retail, weekly: 3e-3 and 1e-3 are alike in Recall@20 (0.321, 0.320), the faster finds more of what a
     # customer never had (0.131, 0.119); this lies between. Two passes were as good as four (0.320, 0.321).
