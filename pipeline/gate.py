@@ -2,8 +2,11 @@
 
 An hour's gain is too small to be proven, so what a challenger must show is that it is *not worse* than the
 champion by more than a stated margin (non-inferiority; Piaggio et al., JAMA 2012), and likewise not worse
-than a fixed older model, because many losses within the margin would add up. The error rates hold whatever
-the number of comparisons:
+than a fixed older model, because many losses within the margin would add up. The margin is a share of the
+other model's mean, which is itself known from a sample only: so what is judged is the mean over units of
+ours - (1 - margin) * theirs, at least 0 (Laster and Johnson, Statistics in Medicine 22(2), 2003). Whether what
+was learnt long ago is still known is judged in the same way, on examples of fixed old windows. The error rates
+hold whatever the number of comparisons:
 
 - Promotion needs every deciding comparison to show "not worse". A model that is worse by more than the
   margin in any one of them passes that one with at most the stated error rate, hence all of them
@@ -11,23 +14,26 @@ the number of comparisons:
 - Rejection needs one comparison that shows "worse by more than the margin". The more there are, the likelier
   one does by chance, so they are corrected together (Holm, Scandinavian Journal of Statistics 1979).
 
-Anything else is too little evidence: hold, and say how much is missing.
+Where several tasks' gates decide in one installation, each has its share of the error rate (Bonferroni), so that
+the rate is that of any wrong promotion among them. Anything else is too little evidence: hold, and say how much is
+missing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation import Difference, paired_difference, unit_means
+from pipeline.evaluation import UnitMean, unit_means
 from pipeline.tasks.contract import GateRules, Scores
 
 _SLICE = "slice:"
+OLD_WINDOWS = "old windows"
 
 # An equal challenger should seldom be held for want of evidence: nine times in ten it is shown to be not
 # worse where there are `needed_units` (the customary power of non-inferiority trials is 0.8 to 0.9).
@@ -58,10 +64,11 @@ class Comparison:
 
     Attributes:
         against: `champion`, `reference` or `baseline`.
-        slice: name of the slice; `all`.
+        slice: name of the slice; `all`; `old windows`.
         metric: the metric compared.
         difference: mean over units of challenger minus the other.
-        low, high: its one-sided bounds, each at the rules' error rate.
+        low, high: its one-sided bounds, each at the gate's error rate, as seen from the margin: what is unknown of
+            the other model's mean is in them.
         margin: how far below the other still counts as not worse, in the metric's own unit.
         other: the other model's mean.
         units: distinct units that were compared.
@@ -87,7 +94,7 @@ class Comparison:
     @property
     def not_worse(self) -> bool:
         """Whether it is shown that the challenger is not worse by more than the margin."""
-        return self.low >= -self.margin
+        return self.low + self.margin >= 0.0
 
     def __str__(self) -> str:
         """What was compared and what was seen, for people."""
@@ -114,38 +121,54 @@ class Decision:
     comparisons: tuple[Comparison, ...]
 
 
+@dataclass(frozen=True)
+class OldScores:
+    """Scores on examples of fixed old windows, which all these models have learnt.
+
+    Attributes:
+        champion, challenger: theirs.
+        reference: the fixed older champion's; None: there is none.
+    """
+
+    champion: Scores
+    challenger: Scores
+    reference: Scores | None = None
+
+
 def decide(
     champion: Scores | None,
     challenger: Scores,
     baseline: Scores,
     rules: GateRules,
-    seed: int,
     reference: Scores | None = None,
+    old: OldScores | None = None,
+    gates: int = 1,
 ) -> Decision:
     """Whether the challenger may serve.
 
     Slices are the champion's (of what it knew before the challenger learnt); those that have fewer units than
-    an equal challenger would need do not decide, they only reject. The baseline is a floor: shown to be below
-    it by more than the margin rejects, or holds where there is no champion yet.
+    an equal challenger would need do not decide, they only reject. So do old windows beside the champion; beside the
+    reference, which has seen nothing since, they only reject. The baseline is a floor: shown to be below it by more
+    than the margin rejects, or holds where there is no champion yet.
 
     Args:
         champion: scores of the model that serves; None where none does.
         challenger: scores of the model that was just trained.
         baseline: scores of the plain method.
         rules: margins and error rates.
-        seed: of the resampling.
         reference: scores of a fixed older champion.
+        old: the same models on fixed old windows; None: there are none.
+        gates: how many tasks' gates decide in the installation; they share the error rate.
 
     Raises:
         ScoresDiffer: the scores are not of the same examples in the same order, or not numbers.
     """
-    for role, other in (("champion", champion), ("baseline", baseline), ("reference", reference)):
-        if other is not None:
-            _check_same_examples(role, other, challenger, rules.metric)
+    _check(champion, challenger, baseline, reference, old, rules.metric)
     units = int(challenger.frame["unit"].nunique(dropna=False))
     if not units:
         return Decision("hold", ("There are no validation examples to judge by; wait for more windows.",), ())
-    measured = list(_measure(champion, challenger, baseline, rules, seed, reference))
+    rules = replace(rules, error_rate=rules.error_rate / gates)
+    measured = list(_measure(champion, challenger, baseline, rules, reference, old))
     comparisons = _judged(measured, rules.error_rate)
     if champion is None:
         return _first(comparisons)
@@ -159,12 +182,16 @@ def decide(
 
 @dataclass(frozen=True)
 class _Measured:
-    """A comparison before it is known what the others say."""
+    """A comparison before it is known what the others say.
+
+    `edge` is the mean over units of what the challenger has above the edge of the margin.
+    """
 
     against: str
     slice: str
     metric: str
-    difference: Difference
+    edge: UnitMean
+    changed: int
     margin: float
     other: float
     needed_units: int | None
@@ -174,10 +201,10 @@ class _Measured:
     def chance(self) -> float:
         """The p-value of "worse by more than the margin".
 
-        A bootstrap of a handful of units that all fell claims too much. Had chance alone given each changed
-        unit its sign, all would have fallen once in 2 ** changed: no claim may be surer (sign test).
+        A handful of units that all fell claims too much. Had chance alone given each changed unit its sign, all
+        would have fallen once in 2 ** changed: no claim may be surer (sign test).
         """
-        return max(self.difference.chance_at_least(-self.margin), 0.5**self.difference.changed)
+        return max(self.edge.chance_at_least(0.0), 0.5**self.changed)
 
 
 def _measure(
@@ -185,18 +212,24 @@ def _measure(
     challenger: Scores,
     baseline: Scores,
     rules: GateRules,
-    seed: int,
     reference: Scores | None,
+    old: OldScores | None,
 ) -> Iterator[_Measured]:
     everything = np.ones(len(challenger.frame), bool)
+    has_reference = reference is not None and reference is not champion
     if champion is not None:
-        yield _compare("champion", "all", champion, challenger, everything, rules, seed)
+        yield _compare("champion", "all", champion, challenger, everything, rules)
         for name, rows in _slices(champion.frame):
-            yield _compare("champion", name, champion, challenger, rows, rules, seed)
-        if reference is not None and reference is not champion:
-            yield _compare("reference", "all", reference, challenger, everything, rules, seed)
+            yield _compare("champion", name, champion, challenger, rows, rules)
+        if reference is not None and has_reference:
+            yield _compare("reference", "all", reference, challenger, everything, rules)
+        if old is not None and len(old.challenger.frame):
+            rows = np.ones(len(old.challenger.frame), bool)
+            yield _compare("champion", OLD_WINDOWS, old.champion, old.challenger, rows, rules)
+            if old.reference is not None and has_reference:
+                yield _compare("reference", OLD_WINDOWS, old.reference, old.challenger, rows, rules)
     if rules.beats_baseline:
-        yield _compare("baseline", "all", baseline, challenger, everything, rules, seed)
+        yield _compare("baseline", "all", baseline, challenger, everything, rules)
 
 
 def _slices(frame: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
@@ -206,19 +239,21 @@ def _slices(frame: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _compare(
-    against: str, name: str, other: Scores, challenger: Scores, rows: np.ndarray, rules: GateRules, seed: int
+    against: str, name: str, other: Scores, challenger: Scores, rows: np.ndarray, rules: GateRules
 ) -> _Measured:
     units = challenger.frame["unit"].to_numpy()[rows]
-    theirs = other.frame[rules.metric].to_numpy(np.float64)[rows]
-    ours = challenger.frame[rules.metric].to_numpy(np.float64)[rows]
-    difference = paired_difference(ours, theirs, units, seed, rules.error_rate)
-    mean = float(unit_means(theirs, units).mean())
-    margin = (rules.margin if name == "all" else rules.slice_margin) * abs(mean)
-    needed = units_needed(difference.deviation, margin, rules.error_rate)
-    enough = difference.units >= rules.least_units and needed is not None and difference.units >= needed
+    theirs = unit_means(other.frame[rules.metric].to_numpy(np.float64)[rows], units)
+    ours = unit_means(challenger.frame[rules.metric].to_numpy(np.float64)[rows], units)
+    share, mean = rules.margin if name == "all" else rules.slice_margin, float(theirs.mean())
+    changes = ours - theirs
+    edge = UnitMean.of(changes + math.copysign(share, mean) * theirs, swing=float(np.abs(changes).max(initial=0.0)))
+    margin = share * abs(mean)
+    needed = units_needed(edge.deviation, margin, rules.error_rate)
+    enough = edge.units >= rules.least_units and needed is not None and edge.units >= needed
+    only_rejects = against == "baseline" or (against == "reference" and name == OLD_WINDOWS)
     return _Measured(
-        against, name, rules.metric, difference, margin, mean, needed,
-        decides=against != "baseline" and (name == "all" or enough),
+        against, name, rules.metric, edge, int(np.count_nonzero(changes)), margin, mean, needed,
+        decides=not only_rejects and (name == "all" or enough),
     )
 
 
@@ -229,7 +264,7 @@ def units_needed(deviation: float, margin: float, error_rate: float) -> int | No
     in Medicine 2004): ((z of the error rate + z of the power) * deviation / margin) squared.
 
     Args:
-        deviation: standard deviation of the units' differences.
+        deviation: standard deviation over units of ours - (1 - margin) * theirs.
         margin: in the metric's unit.
         error_rate: one-sided.
 
@@ -248,8 +283,9 @@ def _judged(measured: Sequence[_Measured], error_rate: float) -> tuple[Compariso
     worse = shown_by_holm([one.chance for one in measured], error_rate)
     return tuple(
         Comparison(
-            one.against, one.slice, one.metric, one.difference.mean, one.difference.low, one.difference.high,
-            one.margin, one.other, one.difference.units, one.needed_units, one.decides, bool(shown),
+            one.against, one.slice, one.metric, one.edge.mean - one.margin, one.edge.low(error_rate) - one.margin,
+            one.edge.high(error_rate) - one.margin, one.margin, one.other, one.edge.units, one.needed_units,
+            one.decides, bool(shown),
         )
         for one, shown in zip(measured, worse, strict=True)
     )
@@ -310,6 +346,20 @@ def _missing(comparison: Comparison) -> str:
         f"{start} There are enough units ({comparison.needed_units:,} needed): "
         "the difference itself points down."
     )
+
+
+def _check(
+    champion: Scores | None, challenger: Scores, baseline: Scores, reference: Scores | None, old: OldScores | None,
+    metric: str,
+) -> None:
+    for role, other in (("champion", champion), ("baseline", baseline), ("reference", reference)):
+        if other is not None:
+            _check_same_examples(role, other, challenger, metric)
+    if old is None:
+        return
+    for role, other in (("champion", old.champion), ("reference", old.reference)):
+        if other is not None:
+            _check_same_examples(f"{role} on {OLD_WINDOWS}", other, old.challenger, metric)
 
 
 def _check_same_examples(role: str, other: Scores, challenger: Scores, metric: str) -> None:

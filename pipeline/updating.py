@@ -258,7 +258,7 @@ class _Job:
         challenger = judged.score(learner)
         decision = decide(
             judged.validation.get("champion"), challenger, judged.validation["baseline"], self.task.gate,
-            seed=self.settings.seed, reference=judged.validation.get("never_updated"),
+            reference=judged.validation.get("never_updated"), gates=len(self.settings.tasks),
         )
         self.report(f"{decision.outcome}: " + " ".join(decision.reasons))
         with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:

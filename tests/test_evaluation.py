@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import (
+    UnitMean,
     interval,
     mrr_at_k,
     ndcg_at_k,
-    paired_difference,
     recall_at_k,
     resampled_means,
     unit_means,
@@ -87,24 +87,45 @@ def test_pairing_takes_out_how_hard_a_unit_is() -> None:
     generator = np.random.default_rng(10)
     hardness = generator.random(500)
     champion = hardness + generator.normal(0, 0.01, 500)
-    difference = paired_difference(champion + 0.005, champion, range(500), seed=11)
+    difference = UnitMean.of(champion + 0.005 - champion)
     assert difference.mean == pytest.approx(0.005)
-    assert difference.low == pytest.approx(0.005) and difference.high == pytest.approx(0.005)
+    assert difference.low(0.05) == pytest.approx(0.005) and difference.high(0.05) == pytest.approx(0.005)
     assert interval(champion, range(500), seed=11)[2] - interval(champion, range(500), seed=11)[1] > 0.04
 
 
-def test_a_difference_knows_how_likely_it_reaches_a_bound() -> None:
-    difference = paired_difference(np.array([1.0, 1.0]), np.array([0.0, 0.0]), ["a", "b"], seed=1)
-    assert difference.chance_at_least(1.0) == 1.0
-    assert difference.chance_at_least(1.1) == 1 / 2_001
+def test_the_bounds_of_a_mean_are_students() -> None:
+    mean = UnitMean.of(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert (mean.mean, mean.deviation) == (3.0, pytest.approx(math.sqrt(2.5)))
+    # Student's 95 % quantile with 4 degrees of freedom is 2.1318
+    assert mean.low(0.05) == pytest.approx(3.0 - 2.1318 * math.sqrt(0.5), abs=1e-4)
+    assert mean.high(0.05) == pytest.approx(3.0 + 2.1318 * math.sqrt(0.5), abs=1e-4)
 
 
-def test_bounds_cover_at_the_stated_rate_for_a_metric_that_is_mostly_zero() -> None:
-    """Recall differences: most users see none, some see one of a few fractions."""
-    generator, trials, missed = np.random.default_rng(12), 400, 0
-    for trial in range(trials):
-        values = generator.choice([0.0, 0.5, -0.5, 1.0], p=[0.8, 0.08, 0.08, 0.04], size=300)
-        missed += paired_difference(values, np.zeros(300), range(300), seed=trial).low > 0.04
+def test_two_imagined_units_widen_the_bounds_and_leave_the_mean() -> None:
+    """Squares 10 and 2 * 3 ** 2 over 4 + 2 degrees of freedom."""
+    mean = UnitMean.of(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), swing=3.0)
+    assert (mean.mean, mean.deviation, mean.units) == (3.0, pytest.approx(math.sqrt(28 / 6)), 5)
+    assert UnitMean.of(np.array([1.0]), swing=0.5).deviation == pytest.approx(0.5)
+
+
+def test_a_chance_and_a_bound_are_two_sides_of_one_test() -> None:
+    mean = UnitMean.of(np.random.default_rng(1).gamma(0.5, size=40))
+    for error_rate in (0.001, 0.05, 0.3):
+        assert mean.chance_at_least(mean.high(error_rate)) == pytest.approx(error_rate)
+        assert mean.chance_at_least(mean.low(error_rate)) == pytest.approx(1 - error_rate)
+
+
+def test_units_that_all_agree_leave_no_doubt() -> None:
+    mean = UnitMean.of(np.ones(2))
+    assert (mean.low(0.05), mean.high(0.05), mean.deviation) == (1.0, 1.0, 0.0)
+    assert (mean.chance_at_least(1.0), mean.chance_at_least(1.1)) == (1.0, 0.0)
+
+
+def test_bounds_cover_at_the_stated_rate_where_few_units_lose_all() -> None:
+    """Of a hundred users three lose all; without the imagined units the low bound is missed 20 % of the time."""
+    generator, trials = np.random.default_rng(12), 2_000
+    values = generator.choice([0.0, -1.0], p=[0.97, 0.03], size=(trials, 100))
+    missed = sum(UnitMean.of(row, swing=1.0).low(0.05) > -0.03 for row in values)
     assert missed / trials <= 0.05 + 2.33 * math.sqrt(0.05 * 0.95 / trials)  # the 1 % tail of the binomial
 
 
@@ -118,8 +139,6 @@ def test_many_units_stay_within_bounded_memory() -> None:
 
 
 def test_missing_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="received 1 and 2"):
-        paired_difference(np.zeros(1), np.zeros(2), ["a"], seed=1)
     with pytest.raises(ValueError, match="at least one"):
         interval(np.array([]), [], seed=1)
     with pytest.raises(ValueError, match="2 values and 1 units"):

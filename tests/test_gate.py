@@ -40,7 +40,7 @@ def outcomes(units: int, lost: float, won: float, trials: int, rules: GateRules 
     found = {"promote": 0.0, "hold": 0.0, "reject": 0.0}
     for trial in range(trials):
         champion, challenger = pair(units, lost, won, seed=trial)
-        decision = decide(scores(champion), scores(challenger), scores(FLOOR(units)), rules, seed=trial)
+        decision = decide(scores(champion), scores(challenger), scores(FLOOR(units)), rules)
         found[decision.outcome] += 1 / trials
     return found
 
@@ -74,7 +74,7 @@ def test_many_equal_slices_do_not_add_up_to_a_rejection() -> None:
         slices = {f"s{part}": np.arange(200) % 8 == part for part in range(8)}
         rules = GateRules("hit", margin=0.0, error_rate=0.05, least_units=50, slice_margin=0.0)
         decision = decide(
-            scores(champion, **slices), scores(challenger), scores(FLOOR(200)), rules, seed=trial
+            scores(champion, **slices), scores(challenger), scores(FLOOR(200)), rules
         )
         rejected += decision.outcome == "reject"
     assert rejected / trials <= 0.05 + slack(0.05, trials)
@@ -97,7 +97,7 @@ def test_units_needed_is_the_sample_size_of_a_non_inferiority_trial() -> None:
 
 def test_little_evidence_is_a_hold_that_says_how_much_is_missing() -> None:
     champion, challenger = pair(100, 0.1, 0.1, seed=1)
-    decision = decide(scores(champion), scores(challenger), scores(FLOOR(100)), RULES, seed=1)
+    decision = decide(scores(champion), scores(challenger), scores(FLOOR(100)), RULES)
     assert decision.outcome == "hold"
     main = decision.comparisons[0]
     assert main.needed_units is not None and main.needed_units > 100
@@ -105,20 +105,20 @@ def test_little_evidence_is_a_hold_that_says_how_much_is_missing() -> None:
 
 
 def test_fewer_units_than_the_rules_ask_for_decide_nothing() -> None:
-    decision = decide(scores(np.ones(49)), scores(np.zeros(49)), scores(FLOOR(49)), RULES, seed=1)
+    decision = decide(scores(np.ones(49)), scores(np.zeros(49)), scores(FLOOR(49)), RULES)
     assert decision.outcome == "hold"
     assert "49 validation units" in decision.reasons[0] and "1 are missing" in decision.reasons[0]
 
 
 def test_an_identical_model_is_promoted() -> None:
     values = np.tile([0.0, 1.0], 50)
-    decision = decide(scores(values), scores(values), scores(values), RULES, seed=1)
+    decision = decide(scores(values), scores(values), scores(values), RULES)
     assert decision.outcome == "promote" and decision.reasons[0].startswith("Shown to be not worse")
 
 
 def test_a_better_model_is_said_to_be_better() -> None:
     champion, challenger = pair(300, 0.0, 0.2, seed=2)
-    decision = decide(scores(champion), scores(challenger), scores(FLOOR(300)), RULES, seed=1)
+    decision = decide(scores(champion), scores(challenger), scores(FLOOR(300)), RULES)
     assert decision.outcome == "promote" and decision.reasons[0].startswith("Shown to be better: hit against")
 
 
@@ -128,7 +128,7 @@ def test_a_slice_with_enough_units_must_be_shown_too() -> None:
     old = number < 320
     champion = np.where(old, number % 20 < 16, 0).astype(float)
     challenger = np.where(old, number % 20 < 13, 1).astype(float)
-    decision = decide(scores(champion, old=old), scores(challenger), scores(FLOOR(2_000)), RULES, seed=3)
+    decision = decide(scores(champion, old=old), scores(challenger), scores(FLOOR(2_000)), RULES)
     overall, of_old, _ = decision.comparisons
     assert overall.not_worse and of_old.decides
     assert of_old.slice == "old"
@@ -143,9 +143,9 @@ def test_a_slice_with_too_few_units_for_its_noise_does_not_hold() -> None:
     noisy = number < 60
     champion = (number % 2).astype(float)
     challenger = np.where(noisy & (number % 4 < 2), 1 - champion, champion)
-    decision = decide(scores(champion, noisy=noisy), scores(challenger), scores(FLOOR(2_000)), RULES, seed=3)
+    decision = decide(scores(champion, noisy=noisy), scores(challenger), scores(FLOOR(2_000)), RULES)
     _, of_noisy, _ = decision.comparisons
-    assert of_noisy.units == 60 and of_noisy.needed_units is not None and of_noisy.needed_units > 400
+    assert of_noisy.units == 60 and of_noisy.needed_units is not None and of_noisy.needed_units > 300
     assert not of_noisy.not_worse and not of_noisy.decides
     assert decision.outcome == "promote"
 
@@ -154,7 +154,7 @@ def test_a_slice_that_loses_all_rejects_though_the_whole_gains() -> None:
     units = 1_000
     new = np.arange(units) < 20  # far too few to decide, but all of them fall
     champion, challenger = new.astype(float), (~new).astype(float)
-    decision = decide(scores(champion, new=new), scores(challenger), scores(FLOOR(units)), RULES, seed=3)
+    decision = decide(scores(champion, new=new), scores(challenger), scores(FLOOR(units)), RULES)
     assert decision.outcome == "reject"
     assert "on new" in decision.reasons[0] and not decision.comparisons[1].decides
 
@@ -163,7 +163,7 @@ def test_a_handful_of_fallen_units_shows_nothing() -> None:
     units = 1_000
     new = np.arange(units) < 4
     champion, challenger = new.astype(float), (~new).astype(float)
-    decision = decide(scores(champion, new=new), scores(challenger), scores(FLOOR(units)), RULES, seed=3)
+    decision = decide(scores(champion, new=new), scores(challenger), scores(FLOOR(units)), RULES)
     assert decision.outcome == "promote"
 
 
@@ -175,9 +175,9 @@ def test_small_losses_do_not_add_up_against_the_reference() -> None:
     champion, challenger = reference.copy(), reference.copy()
     champion[order[:900]] = 0.0
     challenger[order[:1_000]] = 0.0
-    alone = decide(scores(champion), scores(challenger), scores(FLOOR(5_000)), RULES, seed=5)
+    alone = decide(scores(champion), scores(challenger), scores(FLOOR(5_000)), RULES)
     both = decide(
-        scores(champion), scores(challenger), scores(FLOOR(5_000)), RULES, seed=5, reference=scores(reference)
+        scores(champion), scores(challenger), scores(FLOOR(5_000)), RULES, reference=scores(reference)
     )
     assert (alone.outcome, both.outcome) == ("promote", "reject")
     assert "against the reference: -0.2000" in both.reasons[0]
@@ -185,36 +185,28 @@ def test_small_losses_do_not_add_up_against_the_reference() -> None:
 
 def test_a_model_below_the_baseline_is_rejected_though_it_beats_the_champion() -> None:
     champion, half, floor = scores(np.zeros(100)), scores(np.tile([0.0, 1.0], 50)), scores(np.ones(100))
-    decision = decide(champion, half, floor, RULES, seed=6)
+    decision = decide(champion, half, floor, RULES)
     assert decision.outcome == "reject" and "against the baseline" in decision.reasons[0]
     rules = GateRules("hit", 0.1, 0.05, 50, 0.2, beats_baseline=False)
-    assert decide(champion, half, floor, rules, seed=6).outcome == "promote"
+    assert decide(champion, half, floor, rules).outcome == "promote"
 
 
 def test_the_first_model_serves_unless_it_is_shown_to_be_below_the_baseline() -> None:
-    good = decide(None, scores(np.ones(100)), scores(np.tile([0.0, 1.0], 50)), RULES, seed=7)
-    bad = decide(None, scores(np.tile([0.0, 1.0], 50)), scores(np.ones(100)), RULES, seed=7)
+    good = decide(None, scores(np.ones(100)), scores(np.tile([0.0, 1.0], 50)), RULES)
+    bad = decide(None, scores(np.tile([0.0, 1.0], 50)), scores(np.ones(100)), RULES)
     assert (good.outcome, bad.outcome) == ("first", "hold")
     assert "-0.5000" in bad.reasons[0] and "by force" in bad.reasons[0]
-    assert decide(None, scores(np.ones(0)), scores(np.ones(0)), RULES, seed=7).outcome == "hold"
+    assert decide(None, scores(np.ones(0)), scores(np.ones(0)), RULES).outcome == "hold"
 
 
 def test_scores_of_other_examples_are_refused() -> None:
     base = scores(np.ones(60))
     swapped = Scores(base.frame.iloc[[1, 0, *range(2, 60)]].reset_index(drop=True), base.metrics)
     with pytest.raises(ScoresDiffer, match="same order; 2 of 60 differ, the first at row 0: 'e0' and 'e1'"):
-        decide(swapped, base, base, RULES, seed=8)
+        decide(swapped, base, base, RULES)
     with pytest.raises(ScoresDiffer, match=r"Challenger and baseline.*they have 60 and 59"):
-        decide(base, base, scores(np.ones(59)), RULES, seed=8)
+        decide(base, base, scores(np.ones(59)), RULES)
     with pytest.raises(ScoresDiffer, match="finite number; 'hit'; 1 of the challenger's are not"):
-        decide(base, scores(np.array([np.nan] + [1.0] * 59)), base, RULES, seed=8)
+        decide(base, scores(np.array([np.nan] + [1.0] * 59)), base, RULES)
     with pytest.raises(ScoresDiffer, match="must have the metric 'hit'; the reference has"):
-        decide(base, base, base, RULES, 8, reference=Scores(base.frame.drop(columns="hit"), ()))
-
-
-def test_the_same_seed_gives_the_same_decision() -> None:
-    champion, challenger = pair(200, 0.08, 0.05, seed=9)
-    first, again = (
-        decide(scores(champion), scores(challenger), scores(FLOOR(200)), RULES, seed=10) for _ in range(2)
-    )
-    assert first == again
+        decide(base, base, base, RULES, reference=Scores(base.frame.drop(columns="hit"), ()))
