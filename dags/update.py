@@ -74,15 +74,17 @@ def update_dag(name: str) -> None:
             return updating.promote(name, learnt["version"], read_settings(), decided_at)
 
         @task(outlets=[pending(name)], trigger_rule="none_failed", execution_timeout=timedelta(minutes=5))
-        def wake_again() -> None:
+        def wake_again(learnt: dict[str, Any] | None) -> None:
             """Wakes the next run if the table moved on meanwhile."""
             from pipeline import updating
 
+            if learnt is not None and learnt["decision"] == "cannot-score":  # at once it would be found again
+                raise AirflowSkipException("The champion cannot be compared with; the next hour tries again.")
             if not updating.behind(name, read_settings()):
                 raise AirflowSkipException("Nothing more to learn.")
 
-        planned = plan()
-        promote(learn(planned)) >> wake_again()
+        learnt = learn(plan())
+        promote(learnt) >> wake_again(learnt)
 
 
 for task_name in read_settings().tasks:

@@ -120,25 +120,43 @@ def _show_log(registry: Registry, chosen: argparse.Namespace, console: Any) -> N
     console.print(table)
 
 
+def forced(registry: Registry, task: str, version: int, *, who: str, why: str, decided_at: datetime) -> Promotion:
+    """Makes a version the champion whatever the gate said; the log keeps who did it and why.
+
+    Raises:
+        RegistryError: no reason is given.
+        VerificationFailed: the version does not answer in a fresh process.
+        VersionMissing: there is no such version.
+    """
+    if not why.strip():
+        raise RegistryError("A promotion by force must say why, for the log: add --why \"...\".")
+    window = registry.tags(task, version).get("evergreen.window")
+    return registry.promote(
+        task, version, registry.champion(task), who=who, reasons=[why], action="force", decided_at=decided_at,
+        window=datetime.fromisoformat(window) if window else None,
+    )
+
+
 def _promote(registry: Registry, chosen: argparse.Namespace, console: Any) -> None:
+    now = datetime.now(UTC)
+    if chosen.force:
+        who, why = chosen.who, chosen.why
+        _say_moved(forced(registry, chosen.task, chosen.version, who=who, why=why, decided_at=now), console)
+        return
     tags = registry.tags(chosen.task, chosen.version)
     decision = tags.get("evergreen.decision", "undecided")
-    action, reasons = decision, json.loads(tags.get("evergreen.reasons", "[]"))
+    reasons = json.loads(tags.get("evergreen.reasons", "[]"))
     compared_with = tags.get("evergreen.compared_with")
     expected = int(compared_with) if compared_with else None
-    if chosen.force:
-        if not chosen.why:
-            raise RegistryError("A promotion by force must say why, for the log: add --why \"...\".")
-        action, reasons, expected = "force", [chosen.why], registry.champion(chosen.task)
-    elif decision not in ("promote", "first"):
+    if decision not in ("promote", "first"):
         raise RegistryError(
             f"The gate must have decided to promote version {chosen.version}; it decided {decision!r}: "
             f"{' '.join(reasons)} To promote it all the same, add --force --why \"...\"."
         )
     window = tags.get("evergreen.window")
     done = registry.promote(
-        chosen.task, chosen.version, expected, who=chosen.who, reasons=reasons, action=action,
-        decided_at=datetime.now(UTC), window=datetime.fromisoformat(window) if window else None,
+        chosen.task, chosen.version, expected, who=chosen.who, reasons=reasons, action=decision,
+        decided_at=now, window=datetime.fromisoformat(window) if window else None,
     )
     _say_moved(done, console)
 

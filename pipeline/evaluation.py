@@ -16,7 +16,7 @@ adding half an observation to each cell does for matched proportions (Agresti an
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,6 +166,20 @@ class UnitMean:
 
     def _quantile(self, error_rate: float) -> float:
         return float(stdtrit(max(self.units - 1, 1), 1.0 - error_rate))
+
+
+def shown_by_holm(chances: Sequence[float], error_rate: float) -> list[bool]:
+    """Which claims are shown, given their p-values, so that any false one is shown with at most `error_rate`.
+
+    Holm's step-down: the smallest p-value must be within error_rate / m, the next within
+    error_rate / (m - 1), and so on until one is not.
+    """
+    shown = [False] * len(chances)
+    for rank, place in enumerate(sorted(range(len(chances)), key=lambda place: chances[place])):
+        if chances[place] > error_rate / (len(chances) - rank):
+            break
+        shown[place] = True
+    return shown
 
 
 def _hits(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:

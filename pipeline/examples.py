@@ -64,7 +64,7 @@ def judging_examples(task: Task, tables: Snapshot, rows: pa.Table) -> tuple[Exam
     """
     examples = task.examples(tables, rows)
     of = parts_of(examples)
-    return _few(examples.keep(of == TUNE)), _few(examples.keep(of == GATE))
+    return few_examples(examples.keep(of == TUNE)), few_examples(examples.keep(of == GATE))
 
 
 def span_for(task: Task, tables: Snapshot, end: datetime) -> int:
@@ -96,8 +96,9 @@ def _draw(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _few(examples: Examples) -> Examples:
-    if len(examples) <= MOST_JUDGING_EXAMPLES:
+def few_examples(examples: Examples, most: int = MOST_JUDGING_EXAMPLES) -> Examples:
+    """At most so many of the examples: those with the smallest hash of their id, in their order."""
+    if len(examples) <= most:
         return examples
     draws = np.array([_draw("few|" + key) for key in examples.table["example_id"].to_pylist()])
-    return examples.take(np.sort(np.argsort(draws, kind="stable")[:MOST_JUDGING_EXAMPLES]))
+    return examples.take(np.sort(np.argsort(draws, kind="stable")[:most]))

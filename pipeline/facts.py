@@ -33,6 +33,7 @@ WINDOW_FACTS = pa.schema(  # one row a window: what the window suites judge
         pa.field("newest_minutes", pa.float64()),  # from the newest row's time to the window's end; null: no rows
         pa.field("item_rows", pa.int64(), nullable=False),  # rows that name an item
         pa.field("unknown_items", pa.int64(), nullable=False),  # of those, rows whose item nobody has described
+        pa.field("price_times_known", pa.float64()),  # median price by the catalogue's last; null: too few to judge by
         pa.field("hour_of_week", pa.int64(), nullable=False),  # 0: Monday 00:00 UTC
     ]
 )
@@ -45,6 +46,12 @@ _USABLE_ROWS = 20
 # Quiet hours of Online Retail have 3 rows and one order may have 1,114: taken as 250, such an hour is far below
 # the 20 times that stop it; the busiest of its year reaches 8 times
 _USUAL_AT_LEAST = 250.0
+# A median needs few rows: that ten of twenty prices are five times too high by chance happens in no shop. Of more than
+# 2,000 a window, some are taken, evenly: a million rows cost no more than these.
+_PRICED_ROWS, _MOST_PRICED_ROWS = 20, 2_000
+# Half of a catalogue of less than a hundred items is what a diligent customer looks at in an hour. Items are counted
+# for users with as many rows as a fifth of the catalogue: fewer cannot break a rule that begins at half of it.
+_CATALOGUE_ITEMS, _WIDE_SHARE = 100, 0.2
 _USUAL_JUDGED = 100.0  # a tenth of 100 is ten rows; below that an hour is too quiet for its rows to mean anything
 
 
@@ -95,6 +102,7 @@ def fact_in_words(facts: pa.Table, column: str, place: int) -> str:
         "late_share": f"{_percent(value)} of the rows are late ({fact['late']:,} of {readable:,})",
         "unknown_item_share": f"{_percent(value)} of the rows are on unknown items ({fact['unknown_items']:,} of "
                               f"{fact['item_rows']:,})",
+        "price_times_known": f"the median price is {_times(value)} what the catalogue last had",
         "usable_rows": f"{value} usable rows of {fact['rows_in']:,}",
         "times_usual": f"{fact['rows_in']:,} rows, usual are {_number(fact['usual_rows'])}",
         "share_of_usual": f"{fact['rows_in']:,} rows, usual are {_number(fact['usual_rows'])}",
@@ -105,6 +113,10 @@ def fact_in_words(facts: pa.Table, column: str, place: int) -> str:
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.1f} %"
+
+
+def _times(factor: float | None) -> str:
+    return "unknown beside" if factor is None else f"{factor:,.3g} times"
 
 
 def _number(value: float | None) -> str:
@@ -118,6 +130,63 @@ def unknown_items(rows: pa.Table, catalogue: pa.Table) -> pa.ChunkedArray:
     """Whether each row's item is one that the catalogue has never described; null where it names none."""
     known = pc.is_in(rows["item_id"], pc.unique(catalogue["item_id"]))
     return pc.if_else(pc.is_valid(rows["item_id"]), pc.invert(known), None)
+
+
+def price_ratios(rows: pa.Table, catalogue: pa.Table) -> pa.Array:
+    """Each row's price by the last that the catalogue has for its item: `[rows]` float64.
+
+    Null where one of them is unknown or not above 0, and for all but some evenly chosen rows where there are many.
+
+    Args:
+        rows: `landed_window`, `item_id`, `price`.
+        catalogue: `item_id`, `change_id`, `change_time`, `price`, as it was before these rows.
+    """
+    ratios = np.full(len(rows), np.nan)
+    priced = np.flatnonzero(np.asarray(pc.fill_null(pc.greater(rows["price"], 0.0), False)))
+    windows = max(pc.count_distinct(rows["landed_window"]).as_py(), 1)
+    chosen = priced[:: max(1, len(priced) // (windows * _MOST_PRICED_ROWS))]
+    if len(chosen) and len(catalogue):
+        connection = duckdb.connect()
+        connection.register("priced", rows.select(["item_id", "price"]).take(chosen).append_column(
+            "place", pa.array(chosen)
+        ))
+        connection.register("catalogue", catalogue)
+        found = connection.sql(
+            """SELECT place, p.price / c.known AS ratio FROM priced p JOIN (
+                   SELECT item_id, arg_max(price, (change_time, change_id)) AS known FROM catalogue
+                   WHERE price > 0 AND item_id IN (SELECT item_id FROM priced) GROUP BY item_id) c USING (item_id)"""
+        ).to_arrow_table()
+        ratios[found["place"].to_numpy()] = found["ratio"].to_numpy()
+    return pa.array(ratios, from_pandas=True)
+
+
+def user_widths(rows: pa.Table, catalogue: pa.Table) -> pa.Array:
+    """Which share of the catalogue's items each row's user has to do with in its window: `[rows]` float64.
+
+    Null for most: for users with too few rows to be wide, for guests, and where the catalogue has few items.
+
+    Args:
+        rows: `landed_window`, `user_id`, `item_id`.
+        catalogue: `item_id`.
+    """
+    widths = np.full(len(rows), np.nan)
+    items = pc.count_distinct(catalogue["item_id"]).as_py()
+    if items < _CATALOGUE_ITEMS:
+        return pa.array(widths, from_pandas=True)
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.register("landed", rows.select(["landed_window", "user_id", "item_id"]).append_column(
+        "place", pa.array(np.arange(len(rows)))
+    ))
+    found = connection.sql(
+        f"""WITH busy AS (SELECT landed_window, user_id FROM landed WHERE user_id IS NOT NULL
+                          GROUP BY ALL HAVING count(*) >= {_WIDE_SHARE * items}),
+                 wide AS (SELECT landed_window, user_id, count(DISTINCT item_id) AS items
+                          FROM landed SEMI JOIN busy USING (landed_window, user_id) GROUP BY ALL)
+            SELECT place, items FROM landed JOIN wide USING (landed_window, user_id)"""
+    ).to_arrow_table()
+    widths[found["place"].to_numpy()] = found["items"].to_numpy() / items
+    return pa.array(widths, from_pandas=True)
 
 
 @dataclass
@@ -155,8 +224,8 @@ def window_facts(
     Args:
         feed: the feed.
         files: how many files each window has, in order of window.
-        rows: all readable rows, copies included: the feed's table_schema and `unknown` (bool: nobody has described
-            the row's item; null: it names none).
+        rows: all readable rows, copies included: the feed's table_schema, `unknown` (bool: nobody has described
+            the row's item; null: it names none) and `price_ratio` (`price_ratios`).
         copies: those of them that are not the first of their key.
         refused_windows: `landed_window` of each row that landing or cleaning refused.
         usual: what landed before; gains these windows.
@@ -192,9 +261,20 @@ def window_facts(
         "newest_minutes": pa.array(minutes, from_pandas=True),
         "item_rows": count_where(pc.is_valid(rows["unknown"])),
         "unknown_items": count_where(rows["unknown"]),
+        "price_times_known": _medians(rows["price_ratio"], at, len(starts)),
         "hour_of_week": [window.start.weekday() * 24 + window.start.hour for window in files],
     }
     return pa.table([pa.array(columns[f.name], f.type) for f in WINDOW_FACTS], schema=WINDOW_FACTS)
+
+
+def _medians(ratios: pa.ChunkedArray, at: np.ndarray, windows: int) -> list[float | None]:
+    """The median ratio of each window; null where it has less than `_PRICED_ROWS`."""
+    held = ratios.to_numpy()
+    known = np.flatnonzero(~np.isnan(held))
+    values, at = held[known], at[known]
+    order = np.argsort(at, kind="stable")
+    parts = np.split(values[order], np.cumsum(np.bincount(at, minlength=windows))[:-1])
+    return [float(np.median(part)) if len(part) >= _PRICED_ROWS else None for part in parts]
 
 
 def _later_in_their_window(rows: pa.Table, copies: pa.Table, feed: Feed) -> pa.ChunkedArray:

@@ -22,15 +22,20 @@ missing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation import UnitMean, unit_means
+from pipeline.comparable import ScoresDiffer, check_same_examples
+from pipeline.evaluation import UnitMean, shown_by_holm, unit_means
+from pipeline.recognition import not_recognised
 from pipeline.tasks.contract import GateRules, Scores
+
+__all__ = ["Comparison", "Decision", "OldScores", "ScoresDiffer", "decide", "not_compared", "shown_by_holm"]
 
 _SLICE = "slice:"
 OLD_WINDOWS = "old windows"
@@ -38,24 +43,6 @@ OLD_WINDOWS = "old windows"
 # An equal challenger should seldom be held for want of evidence: nine times in ten it is shown to be not
 # worse where there are `needed_units` (the customary power of non-inferiority trials is 0.8 to 0.9).
 POWER = 0.9
-
-
-class ScoresDiffer(ValueError):
-    """Two models were scored on different examples, so that they cannot be compared.
-
-    Attributes:
-        against: the role of the model that the challenger was to be compared with.
-        rule: what must hold.
-        seen: what was found instead.
-    """
-
-    def __init__(self, against: str, rule: str, seen: str) -> None:
-        """Takes the attributes."""
-        self.against, self.rule, self.seen = against, rule, seen
-        super().__init__(
-            f"Challenger and {against} cannot be compared: {rule}; {seen}. "
-            "Score both on one Examples object, without dropping or sorting rows."
-        )
 
 
 @dataclass(frozen=True)
@@ -142,6 +129,7 @@ def decide(
     rules: GateRules,
     reference: Scores | None = None,
     old: OldScores | None = None,
+    arrived: Mapping[datetime, Scores] | None = None,
     gates: int = 1,
 ) -> Decision:
     """Whether the challenger may serve.
@@ -158,6 +146,7 @@ def decide(
         rules: margins and error rates.
         reference: scores of a fixed older champion.
         old: the same models on fixed old windows; None: there are none.
+        arrived: the champion's scores on what is learnt now, from before it was learnt, by landed window.
         gates: how many tasks' gates decide in the installation; they share the error rate.
 
     Raises:
@@ -177,7 +166,15 @@ def decide(
             f"There are {units:,} validation units, the gate needs at least {rules.least_units:,}: "
             f"{rules.least_units - units:,} are missing. Wait for more windows.",
         ), comparisons)
+    strange = not_recognised(champion, arrived or {}, rules)
+    if strange:
+        return Decision("reject", strange, comparisons)
     return _against_champion(comparisons)
+
+
+def not_compared(decision: Decision, why: str) -> Decision:
+    """A hold, where there is a champion that could not be scored; `decision` was made without it."""
+    return Decision("hold", (why, *(f"Seen: {one}." for one in decision.comparisons)), decision.comparisons)
 
 
 @dataclass(frozen=True)
@@ -291,20 +288,6 @@ def _judged(measured: Sequence[_Measured], error_rate: float) -> tuple[Compariso
     )
 
 
-def shown_by_holm(chances: Sequence[float], error_rate: float) -> list[bool]:
-    """Which claims are shown, given their p-values, so that any false one is shown with at most `error_rate`.
-
-    Holm's step-down: the smallest p-value must be within error_rate / m, the next within
-    error_rate / (m - 1), and so on until one is not.
-    """
-    shown = [False] * len(chances)
-    for rank, place in enumerate(sorted(range(len(chances)), key=lambda place: chances[place])):
-        if chances[place] > error_rate / (len(chances) - rank):
-            break
-        shown[place] = True
-    return shown
-
-
 def _first(comparisons: tuple[Comparison, ...]) -> Decision:
     below = [one for one in comparisons if one.worse]
     if below:
@@ -354,38 +337,12 @@ def _check(
 ) -> None:
     for role, other in (("champion", champion), ("baseline", baseline), ("reference", reference)):
         if other is not None:
-            _check_same_examples(role, other, challenger, metric)
+            check_same_examples(role, other, challenger, metric)
     if old is None:
         return
     for role, other in (("champion", old.champion), ("reference", old.reference)):
         if other is not None:
-            _check_same_examples(f"{role} on {OLD_WINDOWS}", other, old.challenger, metric)
-
-
-def _check_same_examples(role: str, other: Scores, challenger: Scores, metric: str) -> None:
-    ours, theirs = challenger.frame["example_id"].to_numpy(), other.frame["example_id"].to_numpy()
-    if len(ours) != len(theirs):
-        raise ScoresDiffer(
-            role, "both must score the same examples", f"they have {len(ours)} and {len(theirs)}"
-        )
-    differing = np.flatnonzero(ours != theirs)
-    if len(differing):
-        place = int(differing[0])
-        raise ScoresDiffer(
-            role, "both must score the same examples in the same order",
-            f"{len(differing)} of {len(ours)} differ, the first at row {place}: "
-            f"{ours[place]!r} and {theirs[place]!r}",
-        )
-    for name, frame in (("challenger", challenger.frame), (role, other.frame)):
-        if metric not in frame.columns:
-            raise ScoresDiffer(
-                role, f"both must have the metric {metric!r}", f"the {name} has {list(frame.columns)}"
-            )
-        faulty = int((~np.isfinite(frame[metric].to_numpy(np.float64))).sum())
-        if faulty:
-            raise ScoresDiffer(
-                role, f"each score must be a finite number; {metric!r}", f"{faulty} of the {name}'s are not"
-            )
+            check_same_examples(f"{role} on {OLD_WINDOWS}", other, old.challenger, metric)
 
 
 def _relative(difference: float, mean: float) -> str:

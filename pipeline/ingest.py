@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.cleaning import FAULTS_SCHEMA, clean
 from pipeline.copies import first_copies, usable_copies
-from pipeline.facts import UsualRows, unknown_items, window_facts
+from pipeline.facts import UsualRows, price_ratios, unknown_items, user_widths, window_facts
 from pipeline.forgetting import Forgotten
 from pipeline.lake import Lake, Published, deleted_rows, open_lake
 from pipeline.landing import Landed, LandingZone, land, quarantined
@@ -197,14 +197,23 @@ class _Door:
         return self._record(kept, landed, facts, published, checked, str(page))
 
     def _cleaned(self, landed: Landed, mask: Mask) -> tuple[pa.Table, pa.Table]:
-        """The typed rows with `landed_row` and `unknown` (whether nobody has described the item), and the faults."""
+        """The typed rows with `landed_row` and what is known of them from elsewhere, and the faults.
+
+        That is `unknown` (whether nobody has described the item), `price_ratio` and `user_width` (`facts`).
+        """
         catalogue = self._catalogue()
         cleaned = clean(
             self.feed, landed.rows, mask, self.settings.lateness_hours, self.settings.absent_columns, catalogue
         )
-        rows = cleaned.rows
-        unknown = pa.nulls(len(rows), pa.bool_()) if catalogue is None else unknown_items(rows, catalogue)
-        return rows.append_column("unknown", unknown), cleaned.faults
+        rows, count = cleaned.rows, len(cleaned.rows)
+        unknown, ratios, widths = (pa.nulls(count, kind) for kind in (pa.bool_(), pa.float64(), pa.float64()))
+        if catalogue is not None:
+            ratios = price_ratios(rows, catalogue)
+        if catalogue is not None and self.feed.name == "events":
+            unknown, widths = unknown_items(rows, catalogue), user_widths(rows, catalogue)
+        for name, values in (("unknown", unknown), ("price_ratio", ratios), ("user_width", widths)):
+            rows = rows.append_column(name, values)
+        return rows, cleaned.faults
 
     def _checked(
         self, windows: Sequence[Window], landed: Landed, rows: pa.Table, faults: pa.Table
@@ -220,8 +229,9 @@ class _Door:
         facts = window_facts(self.feed, files, rows, copies, at, self._usual)
 
         def verdict(some: pa.Table, *, of_copies: bool = False) -> Checked:
-            unknown = some["unknown"].combine_chunks() if self.feed.name == "events" else None
-            return check(self.feed, some, facts, self.settings.absent_columns, unknown, of_copies=of_copies)
+            given = [some[name].combine_chunks() for name in ("unknown", "user_width")]
+            unknown, widths = given if self.feed.name == "events" else (None, None)
+            return check(self.feed, some, facts, self.settings.absent_columns, unknown, widths, of_copies=of_copies)
 
         checked = verdict(firsts)
         good, copies, more = usable_copies(
@@ -242,8 +252,8 @@ class _Door:
         return rows.filter(pc.invert(of_rows)), copies.filter(pc.invert(of_copies)), quarantine
 
     def _catalogue(self) -> pa.Table | None:
-        """The catalogue's items with their prices over time, for the events."""
-        if self.feed.name != "events":
+        """The catalogue's items with their prices over time, for events and for changes of the catalogue itself."""
+        if self.feed.name not in ("events", "items"):
             return None
         return self.lake.arrow("items", columns=["item_id", "change_id", "change_time", "price"])
 

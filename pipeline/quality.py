@@ -38,6 +38,7 @@ __all__ = [
 
 _BREACHES = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
 _ITEM_KNOWN = "item_known"  # the column that `check` makes of `unknown` for the suites
+_USER_WIDTH = "user_width"  # likewise, of `widths`
 # without the last, a failing expectation also spells out a query of all its rows: 4 MB of text for half a million
 _RESULT_FORMAT = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
 _SEEN_CHARACTERS = 80  # of a value in a sentence: an id of 10,000 characters is not read by anyone
@@ -63,6 +64,7 @@ def check(
     facts: pa.Table,
     absent_columns: frozenset[str],
     unknown: pa.Array | None = None,
+    widths: pa.Array | None = None,
     *,
     of_copies: bool = False,
 ) -> Checked:
@@ -76,6 +78,8 @@ def check(
         absent_columns: columns that this shop never delivers, as `feed.column`; rules on them are left out.
         unknown: `[rows]` bool: true where a row's item is in neither the items table nor the items just landed,
             null where the row names no item; None: not known, the rules on it are left out.
+        widths: `[rows]` float64: the share of the catalogue that a row's user has to do with; None: not known, the
+            rules on it are left out.
         of_copies: the rows are further copies of rows that were judged, several of one key among them: rules on
             uniqueness are left out.
 
@@ -83,7 +87,9 @@ def check(
         SuiteError: the file is wrong, or an expectation cannot be evaluated.
     """
     suites = read_suites(EXPECTATIONS / f"{feed.name}.json")
-    absent = absent_columns | (frozenset() if unknown is not None else {f"{feed.name}.{_ITEM_KNOWN}"})
+    absent = absent_columns | {
+        f"{feed.name}.{name}" for name, given in ((_ITEM_KNOWN, unknown), (_USER_WIDTH, widths)) if given is None
+    }
     row_rules, rows_left = _split(suites.rows, feed, absent)
     if of_copies:
         rows_left += [rule for rule in row_rules if rule.of_uniqueness]
@@ -91,6 +97,9 @@ def check(
     window_rules, window_left = _split(suites.window, feed, absent)
     if unknown is not None:
         rows = rows.append_column(_ITEM_KNOWN, pc.invert(unknown))
+    if widths is not None:
+        rows = rows.drop_columns([name for name in (_USER_WIDTH,) if name in rows.column_names])
+        rows = rows.append_column(_USER_WIDTH, widths)
     judged = _judge_rows(row_rules, rows)
     breaches = _row_breaches(judged, rows)
     windows = [Window(start) for start in facts["landed_window"].to_pylist()]

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from pipeline.tasks.contract import Package
 
 MOVES = ("promote", "first", "force", "rollback")
-NOTES = ("hold", "reject", "set-aside")
+NOTES = ("hold", "reject", "set-aside", "cannot-score")
+_OF_CHAMPION = ("set-aside", "cannot-score")  # notes on who serves, not on what was done with a version
 
 _LOGGED = "models:/"
 RETIRED, _FILES = "evergreen.retired", "evergreen.files"
@@ -171,7 +172,7 @@ class Registry:
 
     def decided(self, task: str, version: int) -> bool:
         """Whether the log has what was done with a version: moved to champion, held or rejected."""
-        return any(row.action != "set-aside" for row in self._log.rows(task, version=version))
+        return any(row.action not in _OF_CHAMPION for row in self._log.rows(task, version=version))
 
     def all_decided(self, task: str) -> set[int]:
         """The versions with which something was done."""
@@ -345,7 +346,7 @@ class Registry:
         self, task: str, action: str, version: int, *, who: str, reasons: Sequence[str], decided_at: datetime,
         window: datetime | None = None,
     ) -> None:
-        """Appends a decision that leaves the champion (hold, reject, set-aside) to the log, once."""
+        """Appends a decision that leaves the champion (one of NOTES) to the log, once."""
         if action not in NOTES:
             raise RegistryError(f"An action that leaves the champion is one of {NOTES}; received {action!r}.")
         with self._locks(f"promote-{task}"):

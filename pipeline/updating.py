@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.alerts import raise_alert, settle_alert
 from pipeline.checkpoint import Ledger
 from pipeline.lake import Lake, Snapshot, open_lake
 from pipeline.lineage import note_version_page, write_version_page
@@ -26,10 +27,12 @@ from pipeline.registry_errors import PromotionConflict
 from pipeline.schema import QUALITY_SCHEMA
 from pipeline.settings import Settings
 from pipeline.tasks.catalogue import task_named
+from pipeline.unscorable import CannotScore, asking
 
 if TYPE_CHECKING:
     from pipeline.gate import Decision
     from pipeline.lesson import Lesson
+    from pipeline.remembering import Remembered
     from pipeline.tasks.contract import Examples, Learner, Scores, Task
 
 Report = Callable[[str], None]
@@ -72,7 +75,8 @@ def update(
 
     Returns:
         `task`, `version`, `decision`, `reasons`, `window`. `version` is None where the champion has moved
-        since the plan: the next run plans anew.
+        since the plan (`overtaken`): the next run plans anew; and where champion or reference cannot be compared with
+        (`cannot-score`): that is recorded, and there is an alert until it is settled.
     """
     name = str(plan["task"])
     with locks_of(settings.home, settings.lock_url)(f"learn-{name}"):
@@ -82,7 +86,13 @@ def update(
         done = job.registered(int(plan["champion"]), int(plan["versions"][job.task.table]), int(plan["start"]))
         if done is not None:
             return done
-        return job.update(int(plan["champion"]), dict(plan["versions"]), int(plan["start"]), decided_at)
+        champion = int(plan["champion"])
+        try:
+            done = job.update(champion, dict(plan["versions"]), int(plan["start"]), decided_at)
+        except CannotScore as fault:
+            return job.not_compared(champion, fault, decided_at)
+        settle_alert(settings, f"cannot-score-{name}")
+        return done
 
 
 def retrain(
@@ -195,6 +205,7 @@ class _Job:
         self, champion: int, versions: dict[str, int], start: int, decided_at: datetime
     ) -> dict[str, Any]:
         from pipeline.lesson import lesson_of_change
+        from pipeline.remembering import Remembered
         from pipeline.training import fine_tune
 
         parent, learner = self._learner_of(champion)
@@ -210,11 +221,13 @@ class _Job:
         if start > parent.versions[self.task.table]:
             self._report_set_aside(champion, parent, lesson.ledger, start, decided_at)
         judged = _Judged.of(self.task, tables, lesson)
+        base, first = (parent, learner) if parent.base is None else self._learner_of(parent.base)
+        judged.old = Remembered.of(self.task, tables, lesson.ledger, base)
         judged.add("champion", champion, learner)
         if parent.base is None:
             judged.also("never_updated", "champion")
         else:
-            judged.add("never_updated", parent.base, self._learner_of(parent.base)[1])
+            judged.add("never_updated", parent.base, first)
         grown = learner.grow(lesson.context, lesson.new)
         self.report(f"grown: {dict(grown)}")
         trained = fine_tune(
@@ -237,8 +250,7 @@ class _Job:
             f"{len(lesson.gate)} judge; the last {lesson.ledger.span_hours} h stay out for that"
         )
         judged = _Judged.of(self.task, tables, lesson)
-        if champion is not None:
-            judged.add("champion", champion, self._learner_of(champion)[1])
+        fault = None if before is None or champion is None else self._judge_lineage(judged, champion, before)
         learner = self.task.learner(self.settings.seed)
         self.report(f"grown: {dict(learner.grow(lesson.context, lesson.new))}")
         trained = fine_tune(
@@ -246,20 +258,52 @@ class _Job:
             seed=self.settings.seed, report=self.report,
         )
         notes = {"evergreen.days": _text(days), "evergreen.why": reason}
-        return self._conclude(trained.learner, lesson, judged, champion, notes)
+        return self._conclude(trained.learner, lesson, judged, champion, notes, fault)
+
+    def _judge_lineage(self, judged: _Judged, champion: int, ledger: Ledger) -> CannotScore | None:
+        """Scores the champion, and the first model of its lineage; returns why the champion cannot be asked.
+
+        A retrain begins a lineage with a fixed older model of its own, so it must hold beside the one before: else
+        each lineage could lose the margin once more. A first model that cannot be asked is left out, not waited for.
+        """
+        try:
+            judged.add("champion", champion, self._learner_of(champion)[1])
+        except CannotScore as fault:
+            raise_alert(self.settings, f"cannot-score-{self.name}", f"{self.name}: {fault}")
+            return fault
+        if ledger.base is not None:
+            try:
+                judged.add("never_updated", ledger.base, self._learner_of(ledger.base)[1])
+            except CannotScore as fault:
+                self.report(f"the first model of the lineage is left out: {fault}")
+        return None
+
+    def not_compared(self, champion: int, fault: CannotScore, decided_at: datetime) -> dict[str, Any]:
+        """Records that the champion cannot be compared with, and alerts. The same fault is recorded once."""
+        self.report(str(fault))
+        raise_alert(self.settings, f"cannot-score-{self.name}", f"{self.name}: {fault}")
+        self.registry.record(
+            self.name, "cannot-score", champion, who="update", decided_at=decided_at, reasons=[str(fault)],
+        )
+        return _outcome(self.name, None, "cannot-score", [str(fault)])
 
     def _conclude(
-        self, learner: Learner, lesson: Lesson, judged: _Judged, champion: int | None, notes: Mapping[str, str]
+        self, learner: Learner, lesson: Lesson, judged: _Judged, champion: int | None, notes: Mapping[str, str],
+        fault: CannotScore | None = None,
     ) -> dict[str, Any]:
         """Scores the challenger, decides, registers it with its quality beside its checkpoint."""
         from pipeline.checkpoint import Checkpoint, save
-        from pipeline.gate import decide
+        from pipeline.gate import decide, not_compared
 
         challenger = judged.score(learner)
         decision = decide(
             judged.validation.get("champion"), challenger, judged.validation["baseline"], self.task.gate,
-            reference=judged.validation.get("never_updated"), gates=len(self.settings.tasks),
+            reference=judged.validation.get("never_updated"),
+            old=None if judged.old is None else judged.old.beside(learner),
+            arrived=judged.arrived_by_window("champion"), gates=len(self.settings.tasks),
         )
+        if fault is not None:
+            decision = not_compared(decision, str(fault))
         self.report(f"{decision.outcome}: " + " ".join(decision.reasons))
         with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
             folder = Path(scratch) / "checkpoint"
@@ -289,7 +333,8 @@ class _Job:
 
         with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
             checkpoint = load(self.registry.load_checkpoint(self.name, version, Path(scratch)))
-        return checkpoint.ledger, self.task.restore(checkpoint.state)
+        with asking(version):
+            return checkpoint.ledger, self.task.restore(checkpoint.state)
 
     def _report_set_aside(
         self, champion: int, parent: Ledger, ledger: Ledger, start: int, decided_at: datetime
@@ -311,6 +356,7 @@ class _Judged:
 
     def __init__(self, arrived: Examples, gate: Examples, window: datetime) -> None:
         self.validation: dict[str, Scores] = {}
+        self.old: Remembered | None = None
         self._arrived, self._gate, self._window = arrived, gate, window
         self._on_arrival: dict[str, Scores] = {}
         self._versions: dict[str, int] = {}
@@ -328,9 +374,12 @@ class _Judged:
     def add(self, role: str, version: int, learner: Learner) -> None:
         """Scores a model in a role, on everything."""
         self._versions[role] = version
-        self.validation[role] = learner.score(self._gate)
-        if len(self._arrived):
-            self._on_arrival[role] = learner.score(self._arrived)
+        with asking(version):
+            self.validation[role] = learner.score(self._gate)
+            if len(self._arrived):
+                self._on_arrival[role] = learner.score(self._arrived)
+            if self.old is not None:
+                self.old.add("reference" if role == "never_updated" else role, learner)
 
     def also(self, role: str, same_as: str) -> None:
         """A model that has two roles is scored once."""
@@ -350,16 +399,24 @@ class _Judged:
             for row in _quality(scores, "validation", self._window, role, self._versions[role], seed)
         ]
         rows += _quality(challenger, "validation", self._window, "challenger", 0, seed)
+        for role in self._on_arrival:
+            for window, part in self.arrived_by_window(role).items():
+                rows += _quality(part, "window", window, role, self._versions[role], seed)
+        return rows
+
+    def arrived_by_window(self, role: str) -> dict[datetime, Scores]:
+        """A role's scores on what arrived, by the window in which it landed, in order; none where it was not asked."""
+        scores = self._on_arrival.get(role)
+        if scores is None:
+            return {}
         landed = dict(zip(
             self._arrived.table["example_id"].to_pylist(), self._arrived.table["landed_window"].to_pylist(),
             strict=True,
         ))
-        for role, scores in self._on_arrival.items():
-            windows = scores.frame["example_id"].map(landed)
-            for window in sorted(windows.unique()):
-                part = type(scores)(scores.frame[windows == window], scores.metrics)
-                rows += _quality(part, "window", window, role, self._versions[role], seed)
-        return rows
+        windows = scores.frame["example_id"].map(landed)
+        return {
+            window: type(scores)(scores.frame[windows == window], scores.metrics) for window in sorted(windows.unique())
+        }
 
 
 def _quality(

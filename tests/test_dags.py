@@ -86,7 +86,7 @@ def test_the_dag_files_parse_in_under_a_second_and_import_nothing_heavy(environm
 
 
 def test_all_dags_of_the_design_are_there(dags: dict) -> None:
-    assert set(dags) == {"ingest", "update_recommend", "retrain_recommend", "watch", "rollback", "retention"}
+    assert set(dags) == {"ingest", "update_recommend", "retrain_recommend", "watch", "rollback", "retention", "promote"}
 
 
 def test_each_dag_tells_an_operator_what_it_does(dags: dict) -> None:
@@ -122,9 +122,9 @@ def test_missed_hours_are_not_caught_up_behind_the_operators_back(dags: dict) ->
     assert not any(dag["catchup"] for dag in dags.values())
 
 
-def test_retrain_and_rollback_have_forms(dags: dict) -> None:
+def test_retrain_rollback_and_promotion_by_force_have_forms(dags: dict) -> None:
     assert dags["retrain_recommend"]["params"] == ["days", "reason"]
-    assert dags["rollback"]["params"] == ["task", "version", "why"]
+    assert dags["rollback"]["params"] == dags["promote"]["params"] == ["task", "version", "why"]
 
 
 def _imports(path: Path) -> set[str]:

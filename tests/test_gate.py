@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.gate import ScoresDiffer, decide, shown_by_holm, units_needed
+from pipeline.gate import OldScores, ScoresDiffer, decide, not_compared, shown_by_holm, units_needed
 from pipeline.tasks.contract import GateRules, Scores
 
 RULES = GateRules(metric="hit", margin=0.1, error_rate=0.05, least_units=50, slice_margin=0.2)
@@ -210,3 +212,79 @@ def test_scores_of_other_examples_are_refused() -> None:
         decide(base, scores(np.array([np.nan] + [1.0] * 59)), base, RULES)
     with pytest.raises(ScoresDiffer, match="must have the metric 'hit'; the reference has"):
         decide(base, base, base, RULES, reference=Scores(base.frame.drop(columns="hit"), ()))
+
+
+def test_a_model_that_forgets_old_windows_is_not_promoted_though_the_new_ones_gain() -> None:
+    champion, challenger = scores(np.tile([0.0, 1.0], 500)), scores(np.ones(1_000))
+    knew = np.tile([1.0, 1.0, 0.0], 300)
+    for forgotten, outcome in ((0, "promote"), (120, "hold"), (200, "reject")):  # of 600; a fifth is allowed
+        knows = np.where(np.arange(900) < forgotten * 3 // 2, 0.0, knew)
+        old = OldScores(scores(knew), scores(knows))
+        decision = decide(champion, challenger, scores(FLOOR(1_000)), RULES, old=old)
+        assert decision.outcome == outcome, decision.reasons
+        assert "hit on old windows against the champion" in decision.reasons[1 if outcome == "promote" else 0]
+
+
+def test_what_the_fixed_older_model_knew_of_old_windows_only_rejects() -> None:
+    champion, challenger = scores(np.tile([0.0, 1.0], 500)), scores(np.ones(1_000))
+    knew, knows = np.ones(600), np.where(np.arange(600) < 110, 0.0, 1.0)
+    much_less = np.where(np.arange(600) < 200, 0.0, 1.0)
+    for mine, outcome in ((knows, "promote"), (much_less, "reject")):
+        old = OldScores(scores(mine), scores(mine), reference=scores(knew))
+        reference = scores(np.tile([0.0, 1.0], 500))
+        decision = decide(champion, challenger, scores(FLOOR(1_000)), RULES, reference=reference, old=old)
+        assert decision.outcome == outcome, decision.reasons
+    assert "old windows against the reference" in decision.reasons[0]
+
+
+def test_gates_that_decide_together_share_the_error_rate() -> None:
+    champion, challenger = pair(343, 0.05, 0.05, seed=1)
+    one, four = (
+        decide(scores(champion), scores(challenger), scores(FLOOR(343)), RULES, gates=gates) for gates in (1, 4)
+    )
+    alone = replace(RULES, error_rate=0.0125)
+    assert four == decide(scores(champion), scores(challenger), scores(FLOOR(343)), alone)
+    assert four.comparisons[0].low < one.comparisons[0].low
+
+
+def test_a_window_that_the_champion_does_not_recognise_is_rejected_by_name() -> None:
+    hours = [datetime(2026, 1, 5, hour, tzinfo=UTC) for hour in range(3)]
+    usual, poisoned, few = np.tile([0.0, 1.0], 30), np.repeat([0.0, 1.0], [57, 3]), np.zeros(19)
+    rules = replace(RULES, least_on_arrival=1 / 3)
+    values = np.tile([0.0, 1.0], 300)
+    arrived = {hours[0]: scores(usual), hours[1]: scores(poisoned), hours[2]: scores(few)}
+
+    def decided(given: dict[datetime, Scores], by: GateRules = rules) -> tuple[str, tuple[str, ...]]:
+        decision = decide(scores(values), scores(values), scores(FLOOR(600)), by, arrived=given)
+        return decision.outcome, decision.reasons
+
+    outcome, reasons = decided(arrived)
+    assert outcome == "reject" and len(reasons) == 1
+    assert "2026-01-05T01:00Z" in reasons[0] and "0.0500" in reasons[0] and "0.5000 as a rule" in reasons[0]
+    assert decided({hours[0]: scores(usual), hours[2]: scores(few)})[0] == "promote"
+    assert decided(arrived, RULES)[0] == "promote"
+
+
+def test_right_searches_do_not_hide_that_all_else_is_wrong_and_small_windows_are_judged_together() -> None:
+    hours = [datetime(2026, 1, 5, hour, tzinfo=UTC) for hour in range(3)]
+    rules = replace(RULES, least_on_arrival=1 / 3)
+    values, search = np.tile([0.0, 1.0], 300), np.arange(600) % 3 == 0
+    few = np.arange(24) % 3 == 0
+    frames = []
+    for number in range(3):
+        frame = scores(few.astype(float), search=few).frame
+        frames.append(Scores(frame.assign(unit=[f"w{number}-{unit}" for unit in frame["unit"]]), ("hit",)))
+    decision = decide(
+        scores(values, search=search), scores(values), scores(FLOOR(600)), rules,
+        arrived=dict(zip(hours, frames, strict=True)),
+    )
+    assert decision.outcome == "reject" and len(decision.reasons) == 1
+    assert "2026-01-05T00:00Z to 2026-01-05T02:00Z" in decision.reasons[0]
+    assert "on all but search was 0.0000" in decision.reasons[0]
+
+
+def test_without_the_champions_scores_the_gate_holds_and_shows_what_it_saw() -> None:
+    made = decide(None, scores(np.ones(100)), scores(np.tile([0.0, 1.0], 50)), RULES)
+    held = not_compared(made, "version 3 cannot score")
+    assert (made.outcome, held.outcome) == ("first", "hold")
+    assert held.reasons[0] == "version 3 cannot score" and "against the baseline: +0.5000" in held.reasons[1]

@@ -59,6 +59,7 @@ BAD_ROWS: dict[str, dict[str, dict[str, Any]]] = {
         "search_without_query": {"event_type": "search"},
         "query_length": {"query": "q" * 1001},
         "unknown_item": {},
+        "user_too_wide": {},
     },
     "items": {
         "change_id_missing": {"change_id": None},
@@ -124,6 +125,7 @@ BAD_WINDOWS: dict[str, dict[str, Any]] = {
     "duplicate_share_high": {"duplicates": 201},
     "late_share_high": {"late": 501},
     "unknown_item_share": {"unknown_items": 201},
+    "price_far_from_known": {"price_times_known": 0.19},
 }
 
 
@@ -152,6 +154,7 @@ def facts_of(*windows: dict[str, Any]) -> pa.Table:
         "newest_minutes": 1.0,
         "item_rows": 1_000,
         "unknown_items": 0,
+        "price_times_known": 1.0,
         "hour_of_week": 9,
     }
     return pa.Table.from_pylist(
@@ -161,7 +164,8 @@ def facts_of(*windows: dict[str, Any]) -> pa.Table:
 
 
 def checked(
-    feed: str, *rows: dict[str, Any], facts: pa.Table | None = None, absent: str = "", unknown: list[bool] | None = None
+    feed: str, *rows: dict[str, Any], facts: pa.Table | None = None, absent: str = "",
+    unknown: list[bool] | None = None, widths: list[float | None] | None = None,
 ) -> Checked:
     return check(
         FEEDS[feed],
@@ -169,6 +173,7 @@ def checked(
         facts if facts is not None else facts_of({}),
         frozenset(absent.split()),
         pa.array(unknown, pa.bool_()) if unknown is not None else None,
+        pa.array(widths, pa.float64()) if widths is not None else None,
     )
 
 
@@ -181,6 +186,7 @@ def result_of(verdict: Checked, rule: str) -> dict[str, Any]:
 def test_every_expectation_has_a_case_that_it_rejects(feed: str) -> None:
     assert set(rules_of(feed, "rows")) == set(BAD_ROWS[feed]) | set(BAD_SHAPES[feed])
     extra = {"volume_far_above_usual", "unknown_item_share"} if feed != "events" else set()
+    extra |= {"price_far_from_known"} if feed == "messages" else set()
     assert set(rules_of(feed, "window")) == set(BAD_WINDOWS) - extra
 
 
@@ -199,8 +205,10 @@ def test_row_rule_rejects_its_row_and_keeps_the_good_one(feed: str, rule: str) -
     good = GOOD[feed] | {key: "good"}
     bad = GOOD[feed] | BAD_ROWS[feed][rule]
     rows = [good, bad, bad] if rule.endswith("_repeated") else [good, bad]
+    of_events = feed == "events" and len(rows) == 2
     verdict = checked(
-        feed, *rows, unknown=[False, rule == "unknown_item"] if feed == "events" and len(rows) == 2 else None
+        feed, *rows, unknown=[False, rule == "unknown_item"] if of_events else None,
+        widths=[None, 0.51 if rule == "user_too_wide" else 0.5] if of_events else None,
     )
     failed = result_of(verdict, rule)["failed"]
     assert failed == len(rows) - 1

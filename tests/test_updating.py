@@ -13,14 +13,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import updating
+from pipeline import examples, updating
+from pipeline.alerts import open_alerts
+from pipeline.champion import forced
 from pipeline.checkpoint import Ledger
 from pipeline.decisions import DecisionLog
 from pipeline.lake import open_lake
 from pipeline.registry import open_registry
+from pipeline.registry_errors import RegistryError
 from pipeline.schema import EVENTS
 from pipeline.settings import Settings
-from tests.price_task import PriceTask
+from pipeline.tasks.contract import State
+from pipeline.unscorable import CannotScore, asking
+from tests.price_task import PriceLearner, PriceTask
 from tests.small_shop import hour, publish, publish_purchases, purchases
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -212,6 +217,68 @@ def test_a_retrain_killed_before_its_promotion_is_taken_up_and_a_decided_one_is_
     assert updating.retrain("price", price_shop, NOW, "weekly", report=lambda line: None)["version"] == 4
 
 
+class RenewedLearner(PriceLearner):
+    """The learner after its code was changed: a checkpoint must have something that older ones have not."""
+
+    def state(self) -> State:
+        state = super().state()
+        return State(state.arrays, {**state.meta, "currency": "EUR"})
+
+    @classmethod
+    def restore(cls, state: State) -> RenewedLearner:
+        assert state.meta["currency"]
+        learner = super().restore(state)
+        learner.__class__ = cls
+        return learner
+
+
+def test_a_champion_that_cannot_score_is_a_finding_and_a_person_may_force_the_retrain(
+    price_shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PriceTask, "learner", lambda task, seed: RenewedLearner(seed))
+    monkeypatch.setattr(PriceTask, "restore", lambda task, state: RenewedLearner.restore(state))
+    land(price_shop, 100)
+    done = update(price_shop)
+    assert (done["version"], done["decision"]) == (None, "cannot-score")
+    assert "Version 1 must load and score" in done["reasons"][0] and "KeyError: 'currency'" in done["reasons"][0]
+    assert update(price_shop) == done and log(price_shop) == [("cannot-score", 1), ("first", 1)]
+    assert [one["condition"] for one in open_alerts(price_shop)] == ["cannot-score-price"]
+    assert updating.behind("price", price_shop)  # its rows are still to be learnt, by whoever can
+    anew = updating.retrain("price", price_shop, NOW, "new schema", report=lambda line: None)
+    assert (anew["version"], anew["decision"]) == (2, "hold")
+    assert "Version 1 must load and score" in anew["reasons"][0] and "against the baseline" in anew["reasons"][1]
+    assert promote(price_shop, 2)["champion_after"] == 1
+    with pytest.raises(RegistryError, match="must say why"):
+        forced(open_registry(price_shop), "price", 2, who="ann", why=" ", decided_at=NOW)
+    forced(open_registry(price_shop), "price", 2, who="ann", why="prices have a currency now", decided_at=NOW)
+    (row,) = [row for row in open_registry(price_shop).decisions("price").to_pylist() if row["action"] == "force"]
+    assert (row["who"], row["champion_before"], row["champion_after"]) == ("ann", 1, 2)
+    land(price_shop, 101)
+    assert update(price_shop)["decision"] == "promote"
+    assert not open_alerts(price_shop)
+
+
+def test_an_update_is_held_up_to_the_windows_that_its_lineage_learnt_long_ago(
+    price_shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "WANTED_UNITS", 20)  # a span of hours, not of weeks
+    updating.retrain("price", price_shop, NOW, "shorter span", report=lambda line: None)
+    roll_back(price_shop, to=2)
+    land(price_shop, 100)
+    done = update(price_shop)
+    assert done["version"] == 3
+    reasons = json.loads(open_registry(price_shop).tags("price", 3)["evergreen.reasons"])
+    assert any("on old windows against the champion" in reason for reason in reasons), reasons
+
+
+def test_a_machine_short_of_memory_is_no_fault_of_the_model() -> None:
+    for error in (MemoryError(), OSError("no space left on device")):
+        with pytest.raises(type(error)), asking(1):
+            raise error
+    with pytest.raises(CannotScore, match=r"Version 7 .* KeyError: 'size'"), asking(7):
+        raise KeyError("size")
+
+
 def test_after_a_rollback_the_same_hours_are_not_learnt_in_a_circle(price_shop_an_hour_later: Settings) -> None:
     price_shop = price_shop_an_hour_later
     roll_back(price_shop, to=1)
@@ -248,7 +315,7 @@ def test_planning_and_promoting_load_no_tensorflow(price_shop: Settings) -> None
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from pipeline import updating
+from pipeline import examples, updating
 from pipeline.tasks import catalogue
 from tests.small_shop import settings_of
 catalogue.TASKS["price"] = catalogue.Entry("tests.price_task", "PriceTask", "events")

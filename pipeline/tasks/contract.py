@@ -96,6 +96,8 @@ class GateRules:
         least_units: fewer distinct units than this on the validation examples: hold.
         slice_margin: the same as margin, for each slice.
         beats_baseline: the challenger must not be shown to be below the plain baseline.
+        least_on_arrival: a window on which the champion is shown to reach less than this share of its usual score is
+            not learnt: so much does no hour change. 0: whatever lands is learnt.
     """
 
     metric: str
@@ -104,6 +106,7 @@ class GateRules:
     least_units: int
     slice_margin: float
     beats_baseline: bool = True
+    least_on_arrival: float = 0.0
 
 
 @dataclass(frozen=True)

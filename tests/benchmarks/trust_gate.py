@@ -234,7 +234,7 @@ def _joined(parts: Sequence[Asked]) -> Asked:
 
 
 def several_gates() -> tuple[int, int, int]:
-    """How often any of GATES worse models is promoted, if each decides alone and if they share the rate; of how many."""
+    """How often any of GATES worse models is promoted, each alone and sharing the rate; of how many trials."""
     alone, shared, trials = 0, 0, OTHER_TRIALS
     generator = np.random.default_rng([SEEDS[0], 99])
     for _ in range(trials):
@@ -311,9 +311,9 @@ def _write_page(
     page = f"""# How often the gate is right
 
 Made by `make bench-trust PARTS=gate`: simulated scores whose truth is known, through the gate that decides in service
-(rules of the task `recommend`: margin {RULES.margin:.0%}, slices and old windows {RULES.slice_margin:.0%}, stated
-error rate {RULES.error_rate:.0%}). A user brings several examples, most users have no hit at all, and champion and
-challenger agree on nearly all of them.
+(rules of the task `recommend`: margin {RULES.margin:.0%}, slices and old windows {RULES.slice_margin:.0%}, stated error
+rate {RULES.error_rate:.0%}). A user brings several examples, nearly half of the users have no hit at all, and champion
+and challenger agree on nine examples in ten.
 
 ## A model that is worse by just more than is allowed is promoted
 
@@ -340,7 +340,7 @@ Share of challengers promoted, by validation users and true difference to the ch
 
 - {CHAIN_HOURS} hourly decisions in which every challenger is {CHAIN_LOSS:.0%} worse than its champion, which the margin
   allows: without the fixed older model the champion falls by {np.mean(falls[False]):.1%} on average; with it by
-  {np.mean(falls[True]):.1%} ({max(falls[True]):.1%} at worst in {CHAINS} chains), then the gate lets nothing pass.
+  {np.mean(falls[True]):.1%} ({max(falls[True]):.1%} at worst in {CHAINS} chains), where next to nothing passes.
 - {GATES} tasks at once, each with a challenger that is worse by just more than is allowed: any of them is promoted in
   {_said(alone, trials)} of {trials} rounds if each takes the whole error rate, in {_said(shared, trials)} as the gates
   share it. The price is users: {GATES} gates need 1.45 times as many as one.

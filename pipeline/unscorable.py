@@ -1,0 +1,43 @@
+"""A model that cannot be asked any more: the code, the schema or the data have moved on since it was trained.
+
+It is no crash of an update but a finding, with a reason that stands in the log of decisions: the challenger cannot be
+compared, so nothing is promoted by the gate. The champion goes on serving from its own package, which carries its own
+code. What may pass is a person's to say (`python -m pipeline.champion promote --force`, or the DAG `promote`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class CannotScore(RuntimeError):
+    """A model does not load in today's code or does not answer today's examples.
+
+    Attributes:
+        version: which.
+        cause: what happened, in words.
+    """
+
+    def __init__(self, version: int, cause: str) -> None:
+        """Takes the attributes."""
+        self.version, self.cause = version, cause
+        super().__init__(
+            f"Version {version} must load and score today's examples to be compared with, and does not: {cause}. "
+            "Nothing is promoted; it goes on serving from its own package. If code or schema were changed on purpose, "
+            "run the retrain DAG and promote its version by force (the DAG promote); if not, correct that, and the "
+            "next update goes on."
+        )
+
+
+@contextmanager
+def asking(version: int) -> Iterator[None]:
+    """Within it, whatever a version raises is a `CannotScore`, but for a machine short of memory or disk."""
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's own, which need not be installed here
+            raise
+        raise CannotScore(version, f"{type(error).__name__}: {error}") from error
