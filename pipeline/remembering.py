@@ -11,6 +11,7 @@ Replay may draw these examples like any others that were learnt: what it does ag
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -28,10 +29,15 @@ MOST_OLD_EXAMPLES = 1_000
 class Remembered:
     """Scores on the lineage's old windows."""
 
-    def __init__(self, examples: Examples) -> None:
-        """Takes the examples."""
-        self.examples = examples
+    def __init__(self, task: Task, tables: Snapshot, rows: pa.Table) -> None:
+        """Takes the old windows' rows; their examples are made when they are first asked for."""
+        self._task, self._tables, self._rows = task, tables, rows
         self._scores: dict[str, Scores] = {}
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The old examples."""
+        return few_examples(self._task.examples(self._tables, self._rows), MOST_OLD_EXAMPLES)
 
     @classmethod
     def of(cls, task: Task, tables: Snapshot, ledger: Ledger, base: Ledger) -> Remembered:
@@ -40,14 +46,15 @@ class Remembered:
         Args:
             task: whose examples.
             tables: at the update's versions.
-            ledger: of the update; what it sets aside is left out.
+            ledger: of the champion; what it sets aside is left out.
             base: of the lineage's first model, which has learnt every row of the hours before its `joined_until`.
         """
         since = base.joined_until - timedelta(hours=base.span_hours)
         rows = task.teaching(tables, tables.rows_from(task.table, since, base.joined_until))
         rows = rows.filter(pa.array(parts(rows[task.unit_column], rows["hour"]) == GATE))
-        examples = task.examples(tables, without_windows(rows, ledger.set_aside))
-        return cls(few_examples(examples, MOST_OLD_EXAMPLES))
+        rows = without_windows(rows, ledger.set_aside)
+        tables.expect(task.table, task.unit_column, rows[task.unit_column])  # read with the update's own examples
+        return cls(task, tables, rows)
 
     def add(self, role: str, learner: Learner) -> None:
         """Scores a model in a role: `champion`, `reference`."""

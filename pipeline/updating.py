@@ -210,6 +210,8 @@ class _Job:
 
         parent, learner = self._learner_of(champion)
         tables = Snapshot(self.lake, versions)
+        base, first = (parent, learner) if parent.base is None else self._learner_of(parent.base)
+        old = Remembered.of(self.task, tables, parent, base)
         lesson = lesson_of_change(
             self.task, tables, champion, parent, start, self.settings.seed,
             losses=lambda old: learner.losses(old, self.task.update_schedule.batch_size, learnt=True),
@@ -221,8 +223,7 @@ class _Job:
         if start > parent.versions[self.task.table]:
             self._report_set_aside(champion, parent, lesson.ledger, start, decided_at)
         judged = _Judged.of(self.task, tables, lesson)
-        base, first = (parent, learner) if parent.base is None else self._learner_of(parent.base)
-        judged.old = Remembered.of(self.task, tables, lesson.ledger, base)
+        judged.old = old
         judged.add("champion", champion, learner)
         if parent.base is None:
             judged.also("never_updated", "champion")

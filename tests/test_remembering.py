@@ -59,12 +59,11 @@ def test_each_role_is_scored_on_the_same_old_examples(lake: Lake) -> None:
     scored = old.beside(learner)
     assert scored is not None and scored.reference is None
     assert scored.champion.frame["example_id"].tolist() == old.examples.table["example_id"].to_pylist()
-    nothing = Remembered(old.examples.keep([False] * len(old.examples)))
-    nothing.add("champion", learner)
-    assert nothing.beside(learner) is None
 
 
 def test_a_lineage_whose_first_model_has_no_learnt_span_has_no_old_windows(lake: Lake) -> None:
     young = replace(BASE, joined_until=hour(0).start - timedelta(hours=1))
     tables = Snapshot(lake, {"events": lake.version("events")})
-    assert not len(Remembered.of(PriceTask(lake, ""), tables, young, young).examples)
+    old = Remembered.of(PriceTask(lake, ""), tables, young, young)
+    old.add("champion", PriceLearner(1))
+    assert not len(old.examples) and old.beside(PriceLearner(1)) is None

@@ -261,7 +261,8 @@ def test_a_champion_that_cannot_score_is_a_finding_and_a_person_may_force_the_re
 def test_an_update_is_held_up_to_the_windows_that_its_lineage_learnt_long_ago(
     price_shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "WANTED_UNITS", 20)  # a span of hours, not of weeks
+    monkeypatch.setattr(examples, "WANTED_UNITS", 30)  # a span of hours, not of weeks
+    monkeypatch.setattr(PriceTask, "gate", replace(PriceTask.gate, slice_margin=0.9, least_units=5))
     updating.retrain("price", price_shop, NOW, "shorter span", report=lambda line: None)
     roll_back(price_shop, to=2)
     land(price_shop, 100)
