@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, get_current_context, task
 
-from evergreen import DEFAULTS
+from evergreen import DEFAULTS, NOTICES, RECOVERED
 from pipeline.settings import read_settings
 
 HELP = """
@@ -30,6 +30,7 @@ with DAG(
     schedule=None,
     max_active_runs=1,
     default_args=DEFAULTS,
+    on_failure_callback=NOTICES,
     tags=["evergreen", "model", "by hand"],
     params={
         "task": Param(settings.tasks[0], type="string", enum=list(settings.tasks), title="Task"),
@@ -38,7 +39,7 @@ with DAG(
     },
 ):
 
-    @task(execution_timeout=timedelta(minutes=15))
+    @task(execution_timeout=timedelta(minutes=15), on_success_callback=RECOVERED)
     def promote_by_force() -> dict[str, Any]:
         """Moves the champion and appends the move to the log."""
         from pipeline.champion import forced

@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, get_current_context, task
 
-from evergreen import DEFAULTS
+from evergreen import DEFAULTS, NOTICES, RECOVERED
 from pipeline.settings import read_settings
 
 HELP = """
@@ -31,10 +31,11 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
+    on_failure_callback=NOTICES,
     tags=["evergreen", "model"],
 ):
 
-    @task(execution_timeout=timedelta(hours=1))
+    @task(execution_timeout=timedelta(hours=1), on_success_callback=RECOVERED)
     def retain() -> dict[str, Any]:
         """Applies the rule; the counts are its result."""
         from pipeline import retention

@@ -64,7 +64,8 @@ def judging_examples(task: Task, tables: Snapshot, rows: pa.Table) -> tuple[Exam
     """
     examples = task.examples(tables, rows)
     of = parts_of(examples)
-    return few_examples(examples.keep(of == TUNE)), few_examples(examples.keep(of == GATE))
+    tune, gate = (few_examples(examples.keep(of == part), MOST_JUDGING_EXAMPLES) for part in (TUNE, GATE))
+    return tune, gate
 
 
 def span_for(task: Task, tables: Snapshot, end: datetime) -> int:
@@ -96,7 +97,7 @@ def _draw(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def few_examples(examples: Examples, most: int = MOST_JUDGING_EXAMPLES) -> Examples:
+def few_examples(examples: Examples, most: int) -> Examples:
     """At most so many of the examples: those with the smallest hash of their id, in their order."""
     if len(examples) <= most:
         return examples
