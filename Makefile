@@ -13,7 +13,7 @@ run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) --tasks "$(TA
   $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-slow lint bench-loop bench-learning bench-rivals-env tables lock clean
+.PHONY: help setup run up down status test test-slow lint bench-loop bench-learning bench-tasks bench-rivals-env tables lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,9 @@ bench-loop: setup ## Measure ingest, checks, freshness and a request; writes tes
 
 bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_retail growth"); writes results/learning.json
 	$(RUN) tests.benchmarks.bench_learning $(PARTS)
+
+bench-tasks: setup ## Measure the further tasks (PARTS="demand price"); writes results/tasks.json
+	$(RUN) tests.benchmarks.bench_tasks $(PARTS)
 
 bench-rivals-env: .venv-rivals/ready ## Install the sequence recommender of bench-learning into .venv-rivals
 
