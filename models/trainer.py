@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -233,7 +233,14 @@ class Trainer:
         return next_item + RATING_WEIGHT * rating_cross_entropy(rating_logits, batch["rating"])
 
 
-def variables_of(trainer: Trainer) -> dict[str, keras.Variable]:
+class Steps(Protocol):
+    """What steps a network: its weights and the slots of its optimizer are what a checkpoint holds."""
+
+    network: keras.layers.Layer
+    optimizer: keras.optimizers.Optimizer
+
+
+def variables_of(trainer: Steps) -> dict[str, keras.Variable]:
     """Every variable that training changes or needs: weights, slots, seed generators.
 
     Their names are the same in each process: Keras numbers seed generators and optimizers by how many it has made.

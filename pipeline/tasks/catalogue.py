@@ -25,7 +25,10 @@ class Entry:
     table: str
 
 
-TASKS = {"recommend": Entry("pipeline.tasks.recommend", "Recommend", "events")}
+TASKS = {
+    "recommend": Entry("pipeline.tasks.recommend", "Recommend", "events"),
+    "demand": Entry("pipeline.tasks.demand", "DemandTask", "events"),
+}
 
 
 def entry(name: str) -> Entry:
