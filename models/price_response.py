@@ -14,8 +14,9 @@ demand within the same weeks: say, a price cut because the item went out of fash
 
 The elasticity is -softplus(eta). What an item's days say of eta is kept as a normal likelihood, linearised where it was
 learnt (assumed density filtering: Opper 1998), so each day is learnt once and the evidence only grows. It is divided by
-the overdispersion that the same days show (quasi-likelihood: Wedderburn 1974). Items of a category share a mean,
-categories a mean of their own; how far items differ is told by the data (DerSimonian and Laird 1986).
+how much more an item's windows scatter than a Poisson's would (quasi-likelihood: Wedderburn 1974; by whole windows,
+because a fashion lasts days: Liang and Zeger 1986). Items of a category share a mean, categories a mean of their own;
+how far items differ is told by the data (DerSimonian and Laird 1986).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _LEAST_VARIANCE, _MOST_VARIANCE = 0.02, 1.0  # of items about their category: ne
 _CATEGORY_VARIANCE = 0.15  # of categories about the shop, where too few are known to tell
 _LEAST_ETA, _MOST_ETA = -3.0, 6.0  # elasticities -0.05 to -6
 _NEWTON_STEPS = 8
+_OWN_DISPERSION_FROM = 0.25  # of the mean item's information: from there on an item's own scatter counts as much
 _LEAST_SPREAD = 0.01  # of a window's log prices: beneath, the price has not moved
 
 
@@ -39,15 +41,15 @@ class PriceResponse:
     """The evidence of all items; row 0 is no item.
 
     Attributes:
-        precision, shift: [items] float64: an item's days say that eta is normal with mean shift / precision.
         lift: what a promotion adds to the log of demand, beyond its price; from 0.
     """
 
     def __init__(self) -> None:
         """Knows nothing."""
-        self.precision, self.shift = np.zeros(1), np.zeros(1)
+        # Of each item: precision and shift of eta's likelihood as if purchases were a Poisson's (its mean is shift over
+        # precision), the squares of its windows' scores and the information that they should have been.
+        self._items = np.zeros((1, 4))
         self._lift_precision = self._lift_shift = 0.0
-        self._pearson = self._freedom = 0.0
 
     @property
     def lift(self) -> float:
@@ -55,19 +57,29 @@ class PriceResponse:
         return float(max(self._lift_shift / (self._lift_precision + _LIFT_DEVIATION**-2), 0.0))
 
     @property
-    def overdispersion(self) -> float:
-        """Variance of a day's purchases over that of a Poisson, at least 1."""
-        return float(max(self._pearson / self._freedom, 1.0)) if self._freedom > 1 else 1.0
+    def overdispersion(self) -> np.ndarray:
+        """[items]: variance over that of a Poisson, at least 1; near the shop's where an item has few windows."""
+        squares, information = self._items[:, 2], self._items[:, 3]
+        known = information > 0
+        if not known.any():
+            return np.ones(len(self._items))
+        shop = squares.sum() / information.sum()
+        some = _OWN_DISPERSION_FROM * information[known].mean()
+        return np.maximum((squares + some * shop) / (information + some), 1.0)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """[items]: how precisely an item's own days tell eta; 0: not at all."""
+        told: np.ndarray = self._items[:, 0] / self.overdispersion
+        return told
 
     def grow(self, items: int) -> None:
         """Makes room for `items` rows."""
-        missing = max(items - len(self.precision), 0)
-        self.precision = np.append(self.precision, np.zeros(missing))
-        self.shift = np.append(self.shift, np.zeros(missing))
+        self._items = np.concatenate([self._items, np.zeros((max(items - len(self._items), 0), 4))])
 
     def keep(self, kept: np.ndarray) -> None:
         """Drops all rows but `kept` ([m] int, ascending)."""
-        self.precision, self.shift = self.precision[kept], self.shift[kept]
+        self._items = self._items[kept]
 
     def learn(self, rows: np.ndarray, days: np.ndarray, category: np.ndarray, weight: float) -> int:
         """Takes in windows of days; returns how many had a price that moved and a purchase.
@@ -92,53 +104,46 @@ class PriceResponse:
         self, rows: np.ndarray, price: np.ndarray, orders: np.ndarray, level: np.ndarray, category: np.ndarray,
         weight: float,
     ) -> None:
-        items = len(self.precision)
+        items, promoted = len(self._items), price < PROMOTION
         mean, deviation = self.prior(category)
-        eta = self.posterior(category)[0]
-        lift, promoted = self.lift, price < PROMOTION
-        phi = self.overdispersion
+        eta, lift, bought = self.posterior(category)[0], self.lift, orders.sum(1)
+        before = self._items.copy()
         for step in range(_NEWTON_STEPS + 1):
             chance = _chances(price, promoted, level, -_softplus(eta)[rows], lift)
-            bought = orders.sum(1)
-            expected = bought[:, None] * chance
             slope = -1.0 / (1.0 + np.exp(-eta[rows]))  # of the elasticity by eta
-            score = weight * ((orders - expected) * price).sum(1) * slope
-            information = weight * bought * _variance(chance, price) * slope**2
-            score, information = (np.bincount(rows, part, items) / phi for part in (score, information))
-            lift_score = weight * ((orders - expected) * promoted).sum() / phi
-            lift_information = weight * float((bought * _variance(chance, promoted)).sum()) / phi
+            missed = orders - bought[:, None] * chance
+            score, information = (missed * price).sum(1), bought * _covariance(chance, price, price)
+            crossed = bought * _covariance(chance, price, promoted) * slope
+            told = (information * slope**2, score * slope, score**2, information)
+            mine = np.stack([np.bincount(rows, part, items) for part in told], axis=1)
+            self._items = before + mine * [weight, weight, 1.0, 1.0]
+            phi = self.overdispersion
+            lift_score = weight * ((missed * promoted).sum(1) / phi[rows]).sum()
+            lift_curve = weight * (bought * _covariance(chance, promoted, promoted) / phi[rows]).sum()
+            cross = weight * np.bincount(rows, crossed, items) / phi
+            curve = self._items[:, 0] / phi + deviation**-2
+            own = lift_curve - (cross**2 / curve).sum()  # what is known of the lift beside the items' elasticities
             if step == _NEWTON_STEPS:
                 break
-            slant = self.shift - self.precision * eta + score + (mean - eta) / deviation**2
-            curve = self.precision + information + deviation**-2
-            eta = np.clip(eta + np.clip(slant / curve, -1.0, 1.0), _LEAST_ETA, _MOST_ETA)
-            slant_lift = self._lift_shift + lift_score - (self._lift_precision + _LIFT_DEVIATION**-2) * lift
-            lift = max(lift + slant_lift / (self._lift_precision + lift_information + _LIFT_DEVIATION**-2), 0.0)
-            phi = self._dispersion_with(orders, expected, weight, level > 0)
-        self.precision += information
-        self.shift += score + information * eta
-        self._lift_precision += lift_information
-        self._lift_shift += lift_score + lift_information * lift
-        self._pearson, self._freedom = self._counted(orders, expected, weight, level > 0)
-
-    def _counted(
-        self, orders: np.ndarray, expected: np.ndarray, weight: float, there: np.ndarray
-    ) -> tuple[float, float]:
-        errors = np.where(there, (orders - expected) ** 2 / np.maximum(expected, 1e-9), 0.0)
-        pearson = self._pearson + weight * float(errors.sum())
-        return pearson, self._freedom + weight * float((there.sum(1) - 1).sum())
-
-    def _dispersion_with(self, orders: np.ndarray, expected: np.ndarray, weight: float, there: np.ndarray) -> float:
-        pearson, freedom = self._counted(orders, expected, weight, there)
-        return max(pearson / max(freedom, 1.0), 1.0)
+            slant = (before[:, 1] - before[:, 0] * eta + weight * mine[:, 1]) / phi + (mean - eta) / deviation**2
+            whole = self._lift_precision + _LIFT_DEVIATION**-2
+            slant_lift = self._lift_shift + lift_score - whole * lift
+            moved = (slant_lift - (cross * slant / curve).sum()) / (whole + own)  # Newton's step for all at once
+            moved = max(moved, -lift)
+            eta = np.clip(eta + np.clip((slant - cross * moved) / curve, -1.0, 1.0), _LEAST_ETA, _MOST_ETA)
+            lift += moved
+        self._items[:, 1] = before[:, 1] + weight * (mine[:, 1] + mine[:, 0] * eta)
+        self._lift_precision += own
+        self._lift_shift += lift_score + own * lift
 
     def prior(self, category: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of eta [items] each, by what is known of the items' categories ([items] int)."""
-        known = self.precision > 0
-        estimate = self.shift / np.where(known, self.precision, 1.0)
+        precision = self.precision
+        known = precision > 0
+        estimate = self._items[:, 1] / np.where(known, self._items[:, 0], 1.0)
         groups = int(category.max(initial=0)) + 1
-        within = _between_variance(estimate, self.precision, category, known)
-        weights = np.where(known, 1.0 / (1.0 / np.where(known, self.precision, 1.0) + within), 0.0)
+        within = _between_variance(estimate, precision, category, known)
+        weights = np.where(known, 1.0 / (1.0 / np.where(known, precision, 1.0) + within), 0.0)
         total = np.bincount(category, weights, groups)
         means = np.bincount(category, weights * estimate, groups) / np.maximum(total, 1e-12)
         spread = 1.0 / np.maximum(total, 1e-12) + _CATEGORY_VARIANCE
@@ -155,26 +160,22 @@ class PriceResponse:
         """Mean and standard deviation of eta [items] each, by category and by the item's own days."""
         mean, deviation = self.prior(category)
         whole = self.precision + deviation**-2
-        eta = (self.shift + mean * deviation**-2) / whole
+        eta = (self._items[:, 1] / self.overdispersion + mean * deviation**-2) / whole
         return np.clip(eta, _LEAST_ETA, _MOST_ETA), 1.0 / np.sqrt(whole)
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """All of it as arrays, for a checkpoint."""
-        counted = [self._lift_precision, self._lift_shift, self._pearson, self._freedom]
         return {
-            f"{prefix}/precision": self.precision.copy(), f"{prefix}/shift": self.shift.copy(),
-            f"{prefix}/shop": np.array(counted),
+            f"{prefix}/items": self._items.copy(),
+            f"{prefix}/lift": np.array([self._lift_precision, self._lift_shift]),
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str) -> PriceResponse:
         """What `arrays` wrote."""
         response = cls()
-        response.precision = np.array(arrays[f"{prefix}/precision"])
-        response.shift = np.array(arrays[f"{prefix}/shift"])
-        (
-            response._lift_precision, response._lift_shift, response._pearson, response._freedom
-        ) = arrays[f"{prefix}/shop"].tolist()
+        response._items = np.array(arrays[f"{prefix}/items"])
+        response._lift_precision, response._lift_shift = arrays[f"{prefix}/lift"].tolist()
         return response
 
 
@@ -196,9 +197,11 @@ def _chances(
     return chance / chance.sum(1, keepdims=True)
 
 
-def _variance(chance: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _covariance(chance: np.ndarray, values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """[n]: of two numbers of a day [n, days], under each window's chances."""
     mean = (chance * values).sum(1, keepdims=True)
-    return (chance * (values - mean) ** 2).sum(1)
+    covariances: np.ndarray = (chance * (values - mean) * others).sum(1)
+    return covariances
 
 
 def _between_variance(

@@ -10,7 +10,8 @@ A choice is drawn from an explicit mixture, hence its probabilities are known ex
                          + (1 - repeat) * sum over the user's segments g of weight(user, g)
                              * [(1 - hot) * taste_g(item, hour) + hot * fashion_g(item, hour)]
 
-and every part is multiplied by stock and (price / base price) ** -elasticity before it is normalised.
+and every part is multiplied by stock, (price / base price) ** -elasticity and, where `promotion_lift` says so, what
+a promotion adds, before it is normalised.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _STAPLE_HOURS = 24 * 28  # a customer replaces a staple about every four weeks .
 _TASTE_HOURS = 24 * 14  # ... and a taste every two
 _PRICE_HOURS = 24 * 6  # an item's price is looked at about once a week
 _PRICE_FACTORS = np.array([1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7, 1.1])
+_PROMOTED = 0.805  # price against base price, below which an item is shown as a promotion
 _STOCK_HOURS = 12
 _SOLD_OUT = 0.02  # share of items that are sold out in a half-day
 _VIRAL_HOURS = 2  # an old item goes viral every so many hours
@@ -71,6 +73,9 @@ class ShopSize:
         launches_per_hour: new items in a streamed hour (a new collection arrives).
         new_users_per_hour: customers who register in an hour.
         dirt_share: share of event rows that are dirty, over all kinds.
+        elasticity_spread: standard deviation of the log of an item's elasticity about its category's; 0: none.
+        promotion_lift: how much more a reduced item (a fifth or more) is chosen for being shown as one, beyond what
+            its price does; 0: nothing.
     """
 
     users: int = 3_000
@@ -83,6 +88,8 @@ class ShopSize:
     launches_per_hour: int = 3
     new_users_per_hour: int = 2
     dirt_share: float = 0.015
+    elasticity_spread: float = 0.0
+    promotion_lift: float = 0.0
 
     def __post_init__(self) -> None:
         least = {
@@ -95,6 +102,8 @@ class ShopSize:
             "history_launches_per_day": 0,
             "launches_per_hour": 0,
             "new_users_per_hour": 0,
+            "elasticity_spread": 0,
+            "promotion_lift": 0,
         }
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
@@ -118,7 +127,8 @@ class Shop:
         self.category = (uniform(seed, 2, index) * len(_CATEGORY_NAMES)).astype(np.int64)
         self.brand = (uniform(seed, 3, index) * len(BRANDS)).astype(np.int64)
         facts = list(CATEGORIES.values())
-        self.elasticity = np.array([fact[3] for fact in facts])[self.category]
+        own = size.elasticity_spread * np.sqrt(12.0) * (uniform(seed, 17, index) - 0.5)  # evenly spread
+        self.elasticity = np.array([fact[3] for fact in facts])[self.category] * np.exp(own)
         self.staple = np.array([fact[4] for fact in facts])[self.category]
         dear = np.array([fact[2] for fact in facts])[self.category]
         self.base_price = np.round(dear * np.exp(1.2 * (uniform(seed, 4, index) - 0.5)), 2)
@@ -207,9 +217,9 @@ class Shop:
         """Factor of price and stock [known]; explored choice by taste [SEGMENTS, known], rows sum to 1."""
         known = self.known_items(hour)
         price = self.prices(hour)[:known]
-        factor = (price / self.base_price[:known]) ** -self.elasticity[:known] * (
-            self.stock(hour)[:known] > 0
-        )
+        relative = price / self.base_price[:known]
+        factor = relative ** -self.elasticity[:known] * (self.stock(hour)[:known] > 0)
+        factor = factor * np.where(relative < _PROMOTED, 1.0 + self.size.promotion_lift, 1.0)
         season = 1 + 0.6 * np.sin(2 * np.pi * (hour / (24 * 30) + uniform(self.seed, 16, self.style[:known])))
         taste = self._affinity[:, :known] * (self.popularity[:known] * season * factor)
         taste /= taste.sum(1, keepdims=True)
@@ -304,6 +314,24 @@ class Shop:
         result = result * (1 - REPEAT)
         np.add.at(result, items[0], REPEAT * keen / keen.sum())
         return result
+
+    def own_elasticity(self, hour: int, users: np.ndarray) -> np.ndarray:
+        """Per cent fewer of all choices of each item when its price alone rises by one per cent: [items on sale].
+
+        What is lost of `elasticity` by normalising: an item that is nearly all that a taste or a customer's staples
+        offer is chosen at almost any price. For the mean of `users` ([n], customers).
+        """
+        factor, explored = self._hour_choices(hour)
+        segments, weights = self.tastes(users, hour)
+        share = np.bincount(segments.ravel(), np.tile(weights, len(users)), SEGMENTS) / len(users)
+        first, second = ((1 - REPEAT) * share @ explored**power for power in (1, 2))
+        items, keen = self.staples(users, hour)
+        keen = keen * factor[items]
+        for row, weight in zip(items, keen / np.maximum(keen.sum(1, keepdims=True), 1e-12), strict=True):
+            chosen = np.bincount(row, weight, len(first))  # an item can be two of a customer's staples
+            first += REPEAT / len(users) * chosen
+            second += REPEAT / len(users) * chosen**2
+        return self.elasticity[: len(first)] * (1.0 - second / np.maximum(first, 1e-12))
 
     # ---- texts ----
 
