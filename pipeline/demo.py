@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline import updating
 from pipeline.airflow_client import AirflowClient, AirflowError
 from pipeline.installation import ADMIN, Installation, InstallationError, say_where
 from pipeline.lake import open_lake
@@ -138,10 +139,10 @@ class Demo:
         return json.loads(returned) if isinstance(returned, str) else returned
 
     def _wait_for_update(self, task: str, behind: int, arrived: int) -> None:
-        """Waits until at most `behind` of the arrived windows wait for an update."""
+        """Waits until at most `behind` of the arrived windows wait for an update, or none has anything to learn."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         with self._console.status(f"update_{task} runs"):
-            while arrived - self._judged(task) > behind:
+            while arrived - self._judged(task) > behind and updating.behind(task, self._settings):
                 failed = [run for run in self._airflow.runs(f"update_{task}") if run["state"] == "failed"]
                 if failed or time.monotonic() > deadline:
                     raise DemoFailed(f"update_{task} does not get on: {failed[:1] or 'no run ended in time'}.")

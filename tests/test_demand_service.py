@@ -15,11 +15,13 @@ class OneItem:
     """Two a day, for sure within a factor; costs 10, elasticity about -2."""
 
     horizons_days = (1, 7, 28)
-    index = {"a": 1}
-    arrays = {
-        "price": np.array([1.0, 10.0]), "usual_price": np.array([1.0, 10.0]), "lift": np.array([0.0]),
-        "eta": np.array([0.0, 1.8545]), "eta_deviation": np.array([1.0, 0.1]), "priced": np.array([0, 1]),
-    }
+
+    def __init__(self) -> None:
+        self.index = {"a": 1}
+        self.arrays = {
+            "price": np.array([1.0, 10.0]), "usual_price": np.array([1.0, 10.0]), "lift": np.array([0.0]),
+            "eta": np.array([0.0, 1.8545]), "eta_deviation": np.array([1.0, 0.1]), "priced": np.array([0, 1]),
+        }
 
     def forecast(self, rows: np.ndarray) -> np.ndarray:
         units = np.array([[2.0, 1.0, 2.0, 4.0], [14.0, 10.0, 14.0, 20.0], [56.0, 40.0, 56.0, 80.0]])

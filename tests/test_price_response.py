@@ -46,8 +46,9 @@ def test_no_elasticity_is_positive_even_where_dearer_days_sold_more() -> None:
 
 
 def test_an_item_without_history_leans_on_its_category() -> None:
-    lessons = [windows(-2.5, 20, seed=seed) for seed in range(4)] + [windows(-0.5, 20, seed=9 + seed) for seed in range(4)]
-    response = learnt(*lessons, category=[1] * 4 + [2] * 4)
+    dear_ones = [windows(-2.5, 20, seed=seed) for seed in range(4)]
+    cheap_ones = [windows(-0.5, 20, seed=9 + seed) for seed in range(4)]
+    response = learnt(*dear_ones, *cheap_ones, category=[1] * 4 + [2] * 4)
     response.grow(11)
     kinds = np.array([0, 1, 1, 1, 1, 2, 2, 2, 2, 1, 2])
     eta, deviation = response.posterior(kinds)

@@ -32,11 +32,12 @@ PROTOCOL = (
     "the items sold in the last 28 days that get no advice"
 )
 _DAYS, _COST_SHARE, _RAIL = 240, 0.5, 0.3
+_FIRST_SEED = 10  # shop 0 is the one that the estimator was built on
 
 
 def measure() -> dict[str, float]:
     """The figures, means over the seeds."""
-    found = [of_shop(seed) for seed in SEEDS]
+    found = [of_shop(_FIRST_SEED + seed) for seed in SEEDS]
     figures = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
     return figures | online_retail()
 
