@@ -32,8 +32,8 @@ from mlflow.pyfunc import PythonModel
 PARAMETERS: Mapping[str, Any] = {
     "horizon_days": 7.0, "lead_time_days": 7.0, "review_days": 7.0, "service_level": 0.95, "guard_rail": 0.3,
 }
-TOLERANCE = 0.03  # of the best revenue: less than what a month of sales can tell apart
-MOST_LOOSE = 1.5  # width of the elasticity's 80 % interval: beyond, it spans goods to be dearer and goods to be cheaper
+TOLERANCE = 0.05  # of the best revenue: less than what a month of sales can tell apart
+MOST_LOOSE = 2.0  # width of the elasticity's 80 % interval: beyond, it spans goods to be dearer and goods to be cheaper
 _FARTHEST_DAYS = 365.0  # a stock that lasts longer is reported as this
 _NUMBERS = ("horizon_days", "stock", "lead_time_days", "service_level", "price", "cost")
 _PROMOTION = -0.05  # as in price_response.py

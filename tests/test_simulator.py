@@ -9,9 +9,11 @@ from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.sources.shop import Shop, ShopSize
 from pipeline.sources.simulator import ShopSimulator
 from pipeline.window import HOUR, Window
 
@@ -141,6 +143,44 @@ def test_dearer_items_are_chosen_less_by_their_elasticity(shop: ShopSimulator) -
     cheap = next(i for i in np.flatnonzero(factor) if ratio[i] < 0.85)
     assert factor[cheap] == pytest.approx(ratio[cheap] ** -shop.price_elasticity(shop.shop.item_id[cheap]))
     assert factor[cheap] > 1
+
+
+class DearerShop(Shop):
+    """The same shop, one item one per cent dearer."""
+
+    dearer = 0
+
+    def prices(self, hour: int) -> np.ndarray:
+        prices = super().prices(hour)
+        prices[self.dearer] *= 1.01
+        return prices
+
+
+@pytest.mark.parametrize("item", [0, 5, 40])
+def test_the_own_elasticity_is_what_choices_lose_when_one_price_rises(shop: ShopSimulator, item: int) -> None:
+    dearer, users, hour = DearerShop(7, ShopSize(**SMALL)), np.arange(200), 80
+    dearer.dearer = item
+    before, after = (
+        np.mean([one.probabilities(user, hour)[item] for user in users]) for one in (shop.shop, dearer)
+    )
+    lost = -np.log(after / before) / np.log(1.01)
+    assert shop.shop.own_elasticity(hour, users)[item] == pytest.approx(lost, abs=0.06)
+    assert lost < shop.shop.elasticity[item]
+
+
+def test_items_differ_within_a_category_only_where_that_is_asked_for(shop: ShopSimulator) -> None:
+    spread = Shop(7, ShopSize(**SMALL, elasticity_spread=0.35))
+    ratio = np.log(spread.elasticity / shop.shop.elasticity)
+    assert ratio.std() == pytest.approx(0.35, abs=0.05)
+    assert len(set(shop.shop.elasticity)) <= 16
+
+
+def test_a_promotion_is_chosen_more_than_its_price_explains(shop: ShopSimulator) -> None:
+    lifted = Shop(7, ShopSize(**SMALL, promotion_lift=0.5))
+    (plain, _), (shown, _) = shop.shop._hour_choices(80), lifted._hour_choices(80)
+    ratio = shop.shop.prices(80)[: len(plain)] / shop.shop.base_price[: len(plain)]
+    sold = plain > 0
+    np.testing.assert_allclose(shown[sold] / plain[sold], np.where(ratio[sold] < 0.85, 1.5, 1.0))
 
 
 def test_text_tells_style_and_category(shop: ShopSimulator) -> None:

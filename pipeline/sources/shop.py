@@ -215,6 +215,11 @@ class Shop:
     @lru_cache(maxsize=16)  # noqa: B019  # a shop lives as long as its process
     def _hour_choices(self, hour: int) -> tuple[np.ndarray, np.ndarray]:
         """Factor of price and stock [known]; explored choice by taste [SEGMENTS, known], rows sum to 1."""
+        factor, taste, wave = self._explored(hour)
+        return factor, (1 - HOT) * taste + HOT * wave
+
+    def _explored(self, hour: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Factor of price and stock [known]; choice by taste and by fashion [SEGMENTS, known] each, rows sum to 1."""
         known = self.known_items(hour)
         price = self.prices(hour)[:known]
         relative = price / self.base_price[:known]
@@ -228,8 +233,7 @@ class Shop:
         own = (np.arange(SEGMENTS)[:, None] % len(_STYLE_NAMES)) == self.style[None, :known]
         wave = np.where(own, 3.0, 1.0) * heat
         total = wave.sum(1, keepdims=True)
-        explored = np.where(total > 0, (1 - HOT) * taste + HOT * wave / np.maximum(total, 1e-12), taste)
-        return factor, explored
+        return factor, taste, np.where(total > 0, wave / np.maximum(total, 1e-12), taste)
 
     # ---- what a customer is like ----
 
@@ -321,10 +325,10 @@ class Shop:
         What is lost of `elasticity` by normalising: an item that is nearly all that a taste or a customer's staples
         offer is chosen at almost any price. For the mean of `users` ([n], customers).
         """
-        factor, explored = self._hour_choices(hour)
+        factor, taste, wave = self._explored(hour)
         segments, weights = self.tastes(users, hour)
-        share = np.bincount(segments.ravel(), np.tile(weights, len(users)), SEGMENTS) / len(users)
-        first, second = ((1 - REPEAT) * share @ explored**power for power in (1, 2))
+        share = (1 - REPEAT) * np.bincount(segments.ravel(), np.tile(weights, len(users)), SEGMENTS) / len(users)
+        first, second = (share @ ((1 - HOT) * taste**power + HOT * wave**power) for power in (1, 2))
         items, keen = self.staples(users, hour)
         keen = keen * factor[items]
         for row, weight in zip(items, keen / np.maximum(keen.sum(1, keepdims=True), 1e-12), strict=True):

@@ -46,6 +46,7 @@ class DemandTask:
         error_rate=0.05,  # the customary level
         least_units=100,  # the bootstrap's interval is trustworthy from some hundred units on
         slice_margin=0.10,  # a slice has a tenth of the units, hence three times the noise
+        least_on_arrival=0.5,  # as in `recommend`: no hour of honest sales halves the accuracy
     )
     # A small shop's history is some hundred examples and needs many passes; a large one's is learnt in one or two.
     base_schedule = Schedule(

@@ -29,7 +29,7 @@ from models.compact_demand import (
     usual_in,
 )
 from models.demand import QUANTILES, Demand, DemandSizes, DemandTrainer, weight_shapes
-from models.price_response import PriceResponse, elasticity_of
+from models.price_response import LEFT_OUT, PriceResponse, elasticity_of
 from models.trainer import variables_of
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.demand_examples import EVERY_DAYS, HORIZONS_DAYS, PRICE_DAYS, array_of
@@ -342,7 +342,7 @@ class DemandLearner:
         guess = (described @ self._network.w_price.numpy() + self._network.w_price_bias.numpy())[:, 0]
         return {
             "features": features_of(sales, everything, ends), "item_text": self._items.text,
-            "item_category": self._items.category, "eta": eta, "eta_deviation": deviation,
+            "item_category": self._items.category, "eta": eta, "eta_deviation": np.hypot(deviation, LEFT_OUT),
             "elasticity": elasticity_of(eta), "priced": priced.astype(np.int8),
             "price": np.exp(np.where(priced, prices[:, -1], guess)),
             "usual_price": np.exp(np.where(priced, usual_log_price(prices), guess)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.settings import REPOSITORY
@@ -11,6 +12,8 @@ from tests.benchmarks import learning_tables
 
 RESULTS = REPOSITORY / "tests" / "benchmarks" / "results" / "loop.json"
 BEGIN, END = "<!-- figures: make bench-loop, then make tables -->", "<!-- end of figures -->"
+TASKS = RESULTS.with_name("tasks.json")
+TASKS_BEGIN, TASKS_END = "<!-- tasks: make bench-tasks, then make tables -->", "<!-- end of tasks -->"
 LEARNING_BEGIN, LEARNING_END = "<!-- learning: make bench-learning, then make tables -->", "<!-- end of learning -->"
 
 # figure -> (what it says, how it is written, what is wanted)
@@ -23,13 +26,24 @@ ROWS = {
     "run.seconds": ("`make run` after set-up, s", "{:.0f}", "≤ 480"),
     "test.seconds": ("`make test` after set-up, s", "{:.0f}", "≤ 300"),
 }
+TASK_ROWS = {
+    "demand.wape": ("Online Retail, items that sell every week, ten weeks: WAPE of the week ahead", "{:.3f}", ""),
+    "demand.wape_vs_best_baseline": ("… beside the best rival (trees on the same features)", "{:.3f} ×", "≤ 0.90"),
+    "demand.wape_moving_average": ("… of the mean of the last four weeks", "{:.3f}", ""),
+    "demand.wape_seasonal_naive": ("… of the last week again", "{:.3f}", ""),
+    "demand.coverage_80": ("… share of the truths in the 80 % interval", "{:.3f}", "0.78 to 0.82"),
+    "price.rank_correlation": ("simulated shop: rank correlation with the true elasticities", "{:.2f}", "≥ 0.8"),
+    "price.optimum_inside": ("… true best price inside the advised range", "{:.2f}", "≥ 0.8"),
+    "price.range_width_vs_rails": ("… width of that range, of all that the guard rails allow", "{:.2f}", ""),
+    "price.no_advice_online_retail": ("Online Retail: items for which there is no advice on price", "{:.2f}", ""),
+}
 
 
-def table() -> str:
-    """The table as Markdown."""
-    result = json.loads(RESULTS.read_text())
+def table(results: Path = RESULTS, rows: Mapping[str, tuple[str, str, str]] = ROWS) -> str:
+    """A table as Markdown: those of `rows` that `results` holds."""
+    result = json.loads(results.read_text())
     lines = ["| figure | measured | wanted |", "|---|---|---|"]
-    for name, (meaning, form, wanted) in ROWS.items():
+    for name, (meaning, form, wanted) in rows.items():
         if name in result["figures"]:
             lines.append(f"| {meaning} | {form.format(result['figures'][name])} | {wanted} |")
     return "\n".join(lines)
@@ -38,6 +52,7 @@ def table() -> str:
 def with_table(readme: str) -> str:
     """The README with the tables between their marks."""
     readme = _between(readme, BEGIN, END, table())
+    readme = _between(readme, TASKS_BEGIN, TASKS_END, table(TASKS, TASK_ROWS))
     return _between(readme, LEARNING_BEGIN, LEARNING_END, learning_tables.short_table())
 
 
