@@ -32,9 +32,12 @@ from pipeline.schema import (
     DELETED,
     DELETIONS_SCHEMA,
     FEEDS,
+    LABELS_SCHEMA,
+    LABELS_WANTED_SCHEMA,
     PROFILES_SCHEMA,
     QUALITY_SCHEMA,
     QUARANTINE_SCHEMA,
+    READINGS_SCHEMA,
     TEXT_VECTORS_SCHEMA,
     TIME,
     WINDOWS_SCHEMA,
@@ -597,6 +600,7 @@ def _schemas() -> dict[str, pa.Schema]:
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
         "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,
         "window_profiles": PROFILES_SCHEMA,
+        "labels": LABELS_SCHEMA, "labels_wanted": LABELS_WANTED_SCHEMA, "readings": READINGS_SCHEMA,
     }
     for feed in FEEDS.values():
         schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema
