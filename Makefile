@@ -17,7 +17,7 @@ run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) --tasks "$(TA
   $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down serve status test test-slow lint bench-loop bench-learning bench-serving bench-rivals-env tables lock clean bench-trust
+.PHONY: help setup run up down serve status test test-slow lint bench-loop bench-learning bench-serving bench-tasks bench-rivals-env tables lock clean bench-trust
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -70,6 +70,9 @@ bench-serving: setup ## Measure the compact form and the server beside others; w
 
 bench-trust: setup ## Measure how far the loop can be trusted (PARTS="gate poison rollback watch"); writes results/trust.json
 	$(RUN) tests.benchmarks.bench_trust $(PARTS)
+
+bench-tasks: setup ## Measure the other tasks (PARTS="support sentiment"); writes results/tasks.json
+	$(RUN) tests.benchmarks.bench_tasks $(PARTS)
 
 bench-rivals-env: .venv-rivals/ready ## Install the sequence recommender of bench-learning into .venv-rivals
 

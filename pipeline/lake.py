@@ -294,6 +294,27 @@ class Lake:
             with self._locks("publish-windows"):
                 self._recount_deleted(feed)
 
+    def correct(self, feed: Feed, keys: Sequence[str], corrected: Callable[[pa.Table], pa.Table]) -> int:
+        """Puts other content into rows that a feed's table holds, in one transaction; how many differ.
+
+        Args:
+            feed: the feed.
+            keys: of the rows; those that the table does not hold are passed over.
+            corrected: gives the rows as they should be, in the same order.
+        """
+        with self._locks(f"publish-{feed.name}"):
+            names = feed.table_schema.names
+            held = self.arrow(feed.name, columns=names, filter=text_field(feed.key).isin(list(keys)))
+            wanted = corrected(held).select(names).cast(feed.table_schema)
+            differs = [one != other for one, other in zip(held.to_pylist(), wanted.to_pylist(), strict=True)]
+            wanted = wanted.filter(pa.array(differs, pa.bool_()))
+            if len(wanted):
+                self._open(feed.name).merge(
+                    wanted, source_alias="s", target_alias="t",
+                    predicate=f"t.{feed.key} = s.{feed.key} AND t.landed_date = s.landed_date",
+                ).when_matched_update({name: f"s.{name}" for name in names}).execute()
+            return len(wanted)
+
     def _quarantine_deleted(self, feed: Feed, rows: pa.Table) -> None:
         places = ["feed", "landed_window", "source_file", "source_row"]
         deleted = deleted_rows(feed, rows)

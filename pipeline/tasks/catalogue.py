@@ -25,7 +25,11 @@ class Entry:
     table: str
 
 
-TASKS = {"recommend": Entry("pipeline.tasks.recommend", "Recommend", "events")}
+TASKS = {
+    "recommend": Entry("pipeline.tasks.recommend", "Recommend", "events"),
+    "support": Entry("pipeline.tasks.support", "Support", "messages"),
+    "sentiment": Entry("pipeline.tasks.sentiment", "Sentiment", "messages"),
+}
 
 
 def entry(name: str) -> Entry:

@@ -1,0 +1,29 @@
+"""The task `sentiment`: how a message is meant and what it is about, from few labels and many messages without one.
+
+The mechanism is text_task.py's; here are the numbers. What the champion reads off each message that comes goes into
+the table `readings`, on which pipeline/surge.py watches the share of negative ones.
+"""
+
+from __future__ import annotations
+
+from pipeline.tasks.contract import GateRules, Schedule
+from pipeline.tasks.text_task import TextTask
+
+
+class Sentiment(TextTask):
+    """Sentiment and topic of messages."""
+
+    name = "sentiment"
+    kinds = {"sentiment": "sentiment", "topic": "label"}  # noqa: RUF012  # fixed for the class
+    self_training = True
+    gate = GateRules(
+        metric="accuracy", margin=0.03, error_rate=0.05, least_units=100, slice_margin=0.10,  # as for `support`
+    )
+    # as for `support`; what nobody has labelled doubles the steps of a pass
+    base_schedule = Schedule(
+        learning_rate=5e-4, warmup_steps=20, epochs=12, patience_epochs=4, batch_size=128, decay="linear"
+    )
+    update_schedule = Schedule(
+        learning_rate=5e-4, warmup_steps=5, epochs=3, patience_epochs=3, batch_size=128, decay="linear",
+        replay_ratio=4.0, least_replayed=512,
+    )
