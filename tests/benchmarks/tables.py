@@ -24,6 +24,30 @@ ROWS = {
     "test.seconds": ("`make test` after set-up, s", "{:.0f}", "≤ 300"),
 }
 
+MESSAGES_BEGIN, MESSAGES_END = "<!-- messages: make bench-tasks, then make tables -->", "<!-- end of messages -->"
+MESSAGES_ROWS = {
+    "support.accuracy": ("banking77, 77 intents in 8 steps: accuracy after the last", "{:.3f}", "≥ 0.93"),
+    "support.gap_to_joint": ("… points below training on all at once", "{:.2f}", "≤ 1"),
+    "support.cost_vs_joint": ("… CPU-seconds of an update beside that", "{:.2f} ×", "≤ 0.25"),
+    "support.calibration_error": ("… expected calibration error", "{:.3f}", ""),
+    "support.answered_share": ("… share answered without a person", "{:.2f}", ""),
+    "support.answered_precision": ("… of those right", "{:.3f}", "≥ 0.95"),
+    "support.tfidf_accuracy": ("… TF-IDF with logistic regression on all at once", "{:.3f}", ""),
+    "sentiment.f1_gap": ("clothing reviews, a tenth labelled: points of macro-F1 below all labels", "{:.1f}", "≤ 2"),
+    "sentiment.false_alarms_per_year": ("surge alert, simulated: false alarms a year", "{:.2f}", "≤ 1"),
+    "sentiment.windows_to_alarm": ("… windows until a doubled share is found, 100 messages an hour", "{:.1f}", "≤ 3"),
+    "sentiment.windows_to_alarm_30": ("… 30 messages an hour", "{:.1f}", ""),
+}
+
+
+def rows_of(path: Path, rows: dict[str, tuple[str, str, str]]) -> str:
+    """The chosen figures of a results file as a Markdown table."""
+    figures = json.loads(path.read_text())["figures"]
+    lines = ["| figure | measured | wanted |", "|---|---|---|"]
+    lines += [f"| {text} | {form.format(figures[name])} | {goal} |" for name, (text, form, goal) in rows.items()
+              if name in figures]
+    return "\n".join(lines)
+
 
 def table() -> str:
     """The table as Markdown."""
@@ -38,6 +62,7 @@ def table() -> str:
 def with_table(readme: str) -> str:
     """The README with the tables between their marks."""
     readme = _between(readme, BEGIN, END, table())
+    readme = _between(readme, MESSAGES_BEGIN, MESSAGES_END, rows_of(RESULTS.with_name("tasks.json"), MESSAGES_ROWS))
     return _between(readme, LEARNING_BEGIN, LEARNING_END, learning_tables.short_table())
 
 
