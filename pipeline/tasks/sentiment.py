@@ -19,11 +19,13 @@ class Sentiment(TextTask):
     gate = GateRules(
         metric="accuracy", margin=0.03, error_rate=0.05, least_units=100, slice_margin=0.10,  # as for `support`
     )
-    # as for `support`; what nobody has labelled doubles the steps of a pass
+    # Clothing reviews, a tenth labelled: macro-F1 57.1 with passes of few large batches (128, 3 passes), 59.5 with as
+    # many small ones as here, 59.7 with twice as many at twice the rate.
     base_schedule = Schedule(
-        learning_rate=5e-4, warmup_steps=20, epochs=12, patience_epochs=4, batch_size=128, decay="linear"
+        learning_rate=5e-4, warmup_steps=20, epochs=20, patience_epochs=4, batch_size=32, decay="linear",
+        enough_steps=4000,  # of many labels, fewer passes
     )
     update_schedule = Schedule(
-        learning_rate=5e-4, warmup_steps=5, epochs=3, patience_epochs=3, batch_size=128, decay="linear",
-        replay_ratio=4.0, least_replayed=512,
+        learning_rate=5e-4, warmup_steps=5, epochs=8, patience_epochs=3, batch_size=32, decay="linear",
+        enough_steps=300, replay_ratio=4.0, least_replayed=512,
     )
