@@ -1,4 +1,4 @@
-"""The task `sentiment`: how a message is meant and what it is about, from few labels and many messages without one.
+"""The task `sentiment`: how a message is meant and what it is about, from the few messages that people have labelled.
 
 The mechanism is text_task.py's; here are the numbers. What the champion reads off each message that comes goes into
 the table `readings`, on which pipeline/surge.py watches the share of negative ones.
@@ -15,7 +15,9 @@ class Sentiment(TextTask):
 
     name = "sentiment"
     kinds = {"sentiment": "sentiment", "topic": "label"}  # noqa: RUF012  # fixed for the class
-    self_training = True
+    # Clothing reviews, a tenth labelled: macro-F1 59.5 without, 59.0 with what the model is sure of at 0.8, 58.8 at
+    # 0.95, 57.1 at 0.6: its mistakes are learnt too.
+    self_training = False
     gate = GateRules(
         metric="accuracy", margin=0.03, error_rate=0.05, least_units=100, slice_margin=0.10,  # as for `support`
     )

@@ -1,8 +1,8 @@
 """From examples of texts to the arrays that the classifier's steps read: labels, weights, n-grams, pseudo-labels.
 
-What nobody has labelled teaches too (self-training: Lee 2013; Xie et al., CVPR 2020): before each pass the model as it
-stands says what it is sure of, and learns it with dropout on, hence as something that must still hold when half of the
-features are gone.
+Where a task switches self-training on (Lee 2013; Xie et al., CVPR 2020), what nobody has labelled teaches too: before
+each pass the model as it stands says what it is sure of, and learns it with dropout on, hence as something that must
+still hold when half of the features are gone.
 """
 
 from __future__ import annotations
