@@ -71,7 +71,7 @@ bench-serving: setup ## Measure the compact form and the server beside others; w
 bench-trust: setup ## Measure how far the loop can be trusted (PARTS="gate poison rollback watch"); writes results/trust.json
 	$(RUN) tests.benchmarks.bench_trust $(PARTS)
 
-bench-tasks: setup ## Measure the further tasks (PARTS="demand price"); writes results/tasks.json
+bench-tasks: setup ## Measure the other tasks (PARTS="demand price support sentiment"); writes results/tasks.json
 	$(RUN) tests.benchmarks.bench_tasks $(PARTS)
 
 bench-rivals-env: .venv-rivals/ready ## Install the sequence recommender of bench-learning into .venv-rivals

@@ -168,7 +168,7 @@ def load_saved(folder: Path | str) -> TextEncoder:
     notes = json.loads((folder / "encoder.json").read_text())
     backbone = getattr(keras_hub.models, notes["backbone"]).from_config(notes["config"])
     arrays = load_file(folder / "weights.safetensors")
-    for place, variable in enumerate(backbone.variables):
+    for place, variable in enumerate(_weight_variables(backbone)):
         variable.assign(arrays[_weight_name(place)])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoder = TextEncoder(backbone, tokenizer, exact_gelu=notes["exact_gelu"])
@@ -266,7 +266,12 @@ def _configuration(backbone: keras.Model) -> dict[str, Any]:
 
 
 def _weights(backbone: keras.Model) -> dict[str, np.ndarray]:
-    return {_weight_name(place): variable.numpy() for place, variable in enumerate(backbone.variables)}
+    return {_weight_name(place): variable.numpy() for place, variable in enumerate(_weight_variables(backbone))}
+
+
+def _weight_variables(backbone: keras.Model) -> list[Any]:
+    """All variables but the states of dropout's seeds, which differ in each process and change no vector."""
+    return [one for one in backbone.variables if not one.path.endswith("seed_generator_state")]
 
 
 def _weight_name(place: int) -> str:

@@ -21,6 +21,7 @@ from pipeline.cleaning import FAULTS_SCHEMA, clean
 from pipeline.copies import first_copies, usable_copies
 from pipeline.facts import UsualRows, price_ratios, unknown_items, user_widths, window_facts
 from pipeline.forgetting import Forgotten
+from pipeline.labels import Labels
 from pipeline.lake import Lake, Published, deleted_rows, open_lake
 from pipeline.landing import Landed, LandingZone, land, quarantined
 from pipeline.masking import Mask
@@ -177,6 +178,9 @@ class _Door:
         facts, rows, copies, checked, breaches = self._checked(windows, landed, rows, faults)
         quarantine = quarantined(self.feed, landed, pa.concat_tables([faults, breaches]), mask)
         rows, copies, quarantine = self._without_forgotten(rows, copies, quarantine)
+        if self.feed.name == "messages":
+            labels = Labels.of(self.lake)
+            rows, copies = labels.on(rows), labels.on(copies)
         page = write_page(
             self.feed.name, windows, checked.results, _counts(facts, rows, quarantine, copies), self.settings.reports
         )

@@ -32,9 +32,12 @@ from pipeline.schema import (
     DELETED,
     DELETIONS_SCHEMA,
     FEEDS,
+    LABELS_SCHEMA,
+    LABELS_WANTED_SCHEMA,
     PROFILES_SCHEMA,
     QUALITY_SCHEMA,
     QUARANTINE_SCHEMA,
+    READINGS_SCHEMA,
     TEXT_VECTORS_SCHEMA,
     TIME,
     WINDOWS_SCHEMA,
@@ -290,6 +293,27 @@ class Lake:
                 )
             with self._locks("publish-windows"):
                 self._recount_deleted(feed)
+
+    def correct(self, feed: Feed, keys: Sequence[str], corrected: Callable[[pa.Table], pa.Table]) -> int:
+        """Puts other content into rows that a feed's table holds, in one transaction; how many differ.
+
+        Args:
+            feed: the feed.
+            keys: of the rows; those that the table does not hold are passed over.
+            corrected: gives the rows as they should be, in the same order.
+        """
+        with self._locks(f"publish-{feed.name}"):
+            names = feed.table_schema.names
+            held = self.arrow(feed.name, columns=names, filter=text_field(feed.key).isin(list(keys)))
+            wanted = corrected(held).select(names).cast(feed.table_schema)
+            differs = [one != other for one, other in zip(held.to_pylist(), wanted.to_pylist(), strict=True)]
+            wanted = wanted.filter(pa.array(differs, pa.bool_()))
+            if len(wanted):
+                self._open(feed.name).merge(
+                    wanted, source_alias="s", target_alias="t",
+                    predicate=f"t.{feed.key} = s.{feed.key} AND t.landed_date = s.landed_date",
+                ).when_matched_update({name: f"s.{name}" for name in names}).execute()
+            return len(wanted)
 
     def _quarantine_deleted(self, feed: Feed, rows: pa.Table) -> None:
         places = ["feed", "landed_window", "source_file", "source_row"]
@@ -597,6 +621,7 @@ def _schemas() -> dict[str, pa.Schema]:
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
         "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,
         "window_profiles": PROFILES_SCHEMA,
+        "labels": LABELS_SCHEMA, "labels_wanted": LABELS_WANTED_SCHEMA, "readings": READINGS_SCHEMA,
     }
     for feed in FEEDS.values():
         schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema

@@ -289,6 +289,12 @@ def _exceptions(info: Any) -> list[dict[str, Any]]:
     return [info] if "raised_exception" in info else list(info.values())
 
 
+def row_faults(feed: Feed, rows: pa.Table, absent_columns: frozenset[str] = frozenset()) -> pa.Table:
+    """What single typed rows break, without a window to judge: `row` (index), `reason`, `detail`."""
+    rules, _ = _split(read_suites(EXPECTATIONS / f"{feed.name}.json").rows, feed, absent_columns | {_ITEM_KNOWN})
+    return _row_breaches(_judge_rows(rules, rows), rows)
+
+
 def _row_breaches(judged: Sequence[_Judged], rows: pa.Table) -> pa.Table:
     """`Checked.row_breaches`: each row with the first rule in file order that it breaks; info is not a breach."""
     taken = np.zeros(len(rows), bool)

@@ -100,7 +100,9 @@ MESSAGES = Feed(
         pa.field("user_id", pa.string()),
         pa.field("channel", pa.string()),
         pa.field("text", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
+        pa.field("label", pa.string()),  # what it is about, where a person has said so; any number of names
+        pa.field("sentiment", pa.string()),  # negative neutral positive, where a person has said so
+        pa.field("answer", pa.string()),  # what was answered, where that is good enough to be answered again
     ),
     required=("message_time", "text"),
 )
@@ -192,6 +194,41 @@ DELETIONS_SCHEMA = pa.schema(  # append-only: who and what had to be forgotten; 
         pa.field("first_window", TIME),  # the oldest landed window that had some
         pa.field("version_before", pa.int64(), nullable=False),  # the table's newest version that has them
         pa.field("who", pa.string(), nullable=False),
+    ]
+)
+
+LABELS_SCHEMA = pa.schema(  # append-only: what people said of messages after they came; the newest of a kind counts
+    [
+        pa.field("message_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # the column of messages that it fills: label sentiment answer
+        pa.field("value", pa.string()),  # null: taken back
+        pa.field("labelled_at", TIME, nullable=False),
+        pa.field("who", pa.string(), nullable=False),
+    ]
+)
+
+LABELS_WANTED_SCHEMA = pa.schema(  # append-only: messages of which a person's word would teach a model most
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),  # the model version whose job named it
+        pa.field("message_id", pa.string(), nullable=False),
+        pa.field("hour", TIME, nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # the column of messages that a person should fill
+        pa.field("guess", pa.string(), nullable=False),  # what the model would say
+        pa.field("confidence", pa.float64(), nullable=False),
+        pa.field("rank", pa.int64(), nullable=False),  # 1: first to be labelled, among those of the version
+    ]
+)
+
+READINGS_SCHEMA = pa.schema(  # append-only: what a model read off a message; of several the highest version's counts
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),  # the model version whose job read it
+        pa.field("message_id", pa.string(), nullable=False),
+        pa.field("hour", TIME, nullable=False),
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("sentiment", pa.string(), nullable=False),
+        pa.field("confidence", pa.float64(), nullable=False),  # of the sentiment
     ]
 )
 

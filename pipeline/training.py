@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.tasks.contract import Examples, Learner, Schedule, State
+from pipeline.tasks.contract import Calibrated, Examples, Learner, Schedule, State
 
 _LEAST_SHARE = 0.01  # of the peak, at the end of a linear fall: the last steps still count
 _TRIAL_EXAMPLES = 512  # newest tuning examples that judge a learning rate: their mean loss is known to a few percent
@@ -90,7 +90,7 @@ def fine_tune(
         learner: trained in place; use the returned one.
         restore: builds a learner from a state (`Task.restore`).
         train: shuffled anew each pass.
-        tune: for early stopping only.
+        tune: for early stopping, and for the confidences of a learner that has some.
         schedule: the job's numbers.
         seed: of the shuffling.
         report: takes a line for people after each pass.
@@ -130,6 +130,8 @@ def fine_tune(
         learner, last = restore(best[2]), best[1]
     if start is not None:
         learner = restore(_mean(learner.state(), start, learner.weights(), schedule.methods.average_with_start))
+    if len(tune) and isinstance(learner, Calibrated):
+        learner.calibrate(tune)
     return Trained(learner, steps, last, tuple(losses), time.monotonic() - started)
 
 

@@ -15,6 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
+from pipeline import readings
 from pipeline.alerts import raise_alert, settle_alert
 from pipeline.arrival import arrival_rows, as_table, by_window, quality_rows
 from pipeline.checkpoint import Ledger
@@ -131,6 +134,7 @@ def _acted_on(
     lake, registry = open_lake(settings), open_registry(settings)
     _publish_quality(lake, registry, task_name, version)
     tags = registry.tags(task_name, version)
+    readings.publish(lake, registry, task_name, version)
     reasons = json.loads(tags["evergreen.reasons"])
     ledger = _ledger(registry, task_name, version)
     outcome = tags["evergreen.decision"]
@@ -227,13 +231,14 @@ class _Job:
             judged.also("never_updated", "champion")
         else:
             judged.add("never_updated", parent.base, first)
+        read = readings.read_by(learner, lesson.context)
         grown = learner.grow(lesson.context, lesson.new)
         self.report(f"grown: {dict(grown)}")
         trained = fine_tune(
             learner, self.task.restore, lesson.train, lesson.tune, self.task.update_schedule,
             seed=self.settings.seed + lesson.ledger.updates, report=self.report,
         )
-        return self._conclude(trained.learner, lesson, judged, champion, {})
+        return self._conclude(trained.learner, lesson, judged, champion, {}, read)
 
     def retrain(
         self, champion: int | None, versions: dict[str, int], days: int | None, reason: str, decided_at: datetime
@@ -257,7 +262,8 @@ class _Job:
             seed=self.settings.seed, report=self.report,
         )
         notes = {"evergreen.days": _text(days), "evergreen.why": reason}
-        return self._conclude(trained.learner, lesson, judged, champion, notes, fault)
+        read = readings.read_by(trained.learner, lesson.context)
+        return self._conclude(trained.learner, lesson, judged, champion, notes, read, fault)
 
     def _judge_lineage(self, judged: _Judged, champion: int, ledger: Ledger) -> CannotScore | None:
         """Scores the champion, and the first model of its lineage; returns why the champion cannot be asked.
@@ -288,9 +294,9 @@ class _Job:
 
     def _conclude(
         self, learner: Learner, lesson: Lesson, judged: _Judged, champion: int | None, notes: Mapping[str, str],
-        fault: CannotScore | None = None,
+        read: Mapping[str, pa.Table], fault: CannotScore | None = None,
     ) -> dict[str, Any]:
-        """Scores the challenger, decides, registers it with its quality beside its checkpoint."""
+        """Scores the challenger, decides, registers it with its quality and what was read beside its checkpoint."""
         from pipeline.checkpoint import Checkpoint, save
         from pipeline.gate import decide, not_compared
 
@@ -309,11 +315,12 @@ class _Job:
             save(Checkpoint(learner.state(), lesson.ledger), folder)
             rows = judged.rows(challenger, self.settings.seed)
             (folder / "quality.json").write_text(json.dumps(rows))
+            readings.keep(read, folder)
             version = self.registry.register(
                 self.name, learner.package(Path(scratch) / "package"), folder,
                 tags={
                     **_tags(self.name, lesson.ledger, champion, decision), **notes,
-                    "evergreen.settings": self._numbers_of(lesson.ledger.kind),
+                    "evergreen.settings": self._numbers_of(lesson.ledger.kind), readings.TAG: ",".join(read),
                 }, metrics=_metrics(rows),
             )
         self.report(f"registered as version {version} of evergreen-{self.name}")

@@ -47,6 +47,7 @@ from pipeline.registry import Registry, open_registry
 from pipeline.report import WindowLine, metric_of, newest_window, window_lines
 from pipeline.schema import FEEDS, TIME
 from pipeline.settings import Settings
+from pipeline.surge import tell_surges
 from pipeline.tasks.catalogue import entry, task_named
 from pipeline.window import HOUR, Window, windows_between
 
@@ -170,11 +171,12 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     of_tasks = {one.task: task_conditions(one, opened) for one in tasks}
     found = [*(one for some in of_tasks.values() for one in some), *(one for some in of_feeds.values() for one in some)]
     _tell(settings, found, [*conditions_of(settings.tasks, "task"), *conditions_of(list(FEEDS), "feed")], at)
+    surges = tell_surges(lake, settings, at)
     retrain = _requests(settings, {
         task: [*some, *of_feeds[entry(task).table]] for task, some in of_tasks.items()
     }, at, run)
     page = write_health_page(tasks, feeds, quarantine_counts(lake), settings, at)
-    return {"page": str(page), "retrain": retrain, "conditions": [str(one) for one in found]}
+    return {"page": str(page), "retrain": retrain, "conditions": [*(str(one) for one in found), *surges]}
 
 
 def _measured(lake: Lake, registry: Registry, name: str, settings: Settings) -> str:

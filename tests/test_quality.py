@@ -92,6 +92,9 @@ BAD_ROWS: dict[str, dict[str, dict[str, Any]]] = {
         "channel_control_characters": {"channel": "mail\r"},
         "label_length": {"label": "l" * 101},
         "label_control_characters": {"label": "late\n"},
+        "sentiment_unknown": {"sentiment": "Negative"},
+        "answer_length": {"answer": "a" * 10_001},
+        "answer_control_characters": {"answer": "It is on its way\x00"},
     },
 }
 # rule -> columns whose type or presence it guards: dropped or made text in the test

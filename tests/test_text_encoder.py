@@ -40,6 +40,10 @@ def test_saving_gives_the_same_bytes_and_the_same_vectors(tiny, tmp_path: Path) 
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
 
 
+def test_each_process_gives_an_encoder_the_same_identity(tiny) -> None:
+    assert load_text_encoder("tiny").identity == tiny.identity  # the states of dropout's seeds differ
+
+
 def test_changed_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"not the weights")

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline.sources.dirt import Dirtied, add_dirt, clean_rows
 from pipeline.sources.files import csv_gz_bytes, json_lines, json_lines_bytes, parquet_bytes, write_file
 from pipeline.sources.shop import Shop, ShopSize, uniform
-from pipeline.sources.words import CATEGORIES, MESSAGES, STYLES
+from pipeline.sources.words import ANSWERS, CATEGORIES, MESSAGES, STYLES
 from pipeline.window import HOUR, Window, windows_between
 
 FIRST = datetime(2026, 1, 5, tzinfo=UTC)  # a Monday: the weekly curve starts with the week
@@ -33,6 +33,9 @@ _RATED, _RETURNED = 0.14, 0.04  # of the purchases of a day before
 _EVENTS_PER_SESSION = _INTERESTS * (_SEARCHES + _VIEWS + _CARTS + _BUYS * (1 + _RATED + _RETURNED))
 _GUESTS = 0.04
 _MESSAGES_PER_SESSION = 0.06
+# Of the messages: whose topic a clerk has noted, whose mood, whose answer is kept for the next who asks. Few are read
+# twice, as in any shop.
+_LABELLED, _MOOD_NOTED, _ANSWERED = 0.5, 0.2, 0.3
 _FOLLOW_UP_HOURS = 24  # a purchase is rated or sent back a day later
 _ROWS_PER_FILE = 50_000
 _TYPES = np.array(["view", "cart", "purchase", "return", "rating", "search"], object)
@@ -122,7 +125,7 @@ class ShopSimulator:
         return list(self.shop.item_id[self.shop.launch_hour == self._hour_of(window)])
 
     def messages(self, window: Window) -> pa.Table:
-        """The window's messages with their truth: the landed columns, `intent` and `sentiment`."""
+        """The window's messages with their truth: the landed columns, `intent` and `true_sentiment`."""
         return self._messages(self._hour_of(window))
 
     def _item(self, item_id: str) -> int:
@@ -365,6 +368,7 @@ class ShopSimulator:
         # what customers write about drifts too: each week another intent is twice as common
         weights = np.ones(len(intents))
         weights[hour // 168 % len(intents)] = 2.0
+        noted = self._rng(hour, 8).random((len(rows), 3))
         for number, row in enumerate(rows):
             intent = intents[rng.choice(len(intents), p=weights / weights.sum())]
             sentiment, templates = MESSAGES[intent]
@@ -381,16 +385,21 @@ class ShopSimulator:
                     "user_id": f"U{visits.user[row]:06d}" if visits.user[row] >= 0 else None,
                     "channel": ("mail", "chat", "form")[rng.integers(0, 3)],
                     "text": text,
-                    "label": intent,
+                    "label": intent if noted[number, 0] < _LABELLED else None,
+                    "sentiment": sentiment if noted[number, 1] < _MOOD_NOTED else None,
+                    "answer": ANSWERS[intent] if noted[number, 2] < _ANSWERED else None,
                     "intent": intent,
-                    "sentiment": sentiment,
+                    "true_sentiment": sentiment,
                 }
             )
-        names = ("message_id", "message_time", "user_id", "channel", "text", "label", "intent", "sentiment")
+        names = (
+            "message_id", "message_time", "user_id", "channel", "text", "label", "sentiment", "answer", "intent",
+            "true_sentiment",
+        )
         return pa.Table.from_pylist(drawn, pa.schema([pa.field(name, pa.string()) for name in names]))
 
     def _land_messages(self, window: Window, landing: Path) -> int:
-        messages = self._messages(self._hour_of(window)).drop_columns(["intent", "sentiment"])
+        messages = self._messages(self._hour_of(window)).drop_columns(["intent", "true_sentiment"])
         if len(messages):
             write_file(landing, "messages", window, "inbox.jsonl", json_lines_bytes(json_lines(messages)))
         return len(messages)

@@ -175,3 +175,19 @@ MESSAGES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
+
+# intent -> the answer that the shop's clerks give
+ANSWERS: dict[str, str] = {
+    "where_is_my_order": "Your parcel is with the carrier; the tracking page is updated each evening.",
+    "late_delivery": "We are sorry for the wait. We have asked the carrier and write to you within a day.",
+    "damaged_item": "We are sorry. Keep the parcel, send us a picture, and we ship a new one at once.",
+    "refund_request": "Your refund is made to the card that you paid with within five days of the return.",
+    "return_item": "Print the label from your account, put the item into its box and hand it to any parcel shop.",
+    "cancel_order": "An order can be cancelled in your account until it has shipped.",
+    "change_address": "Change the address in your account; parcels that are on their way cannot be redirected.",
+    "payment_failed": "Nothing was charged: a reserved amount is released within three days. Please try again.",
+    "back_in_stock": "Leave your address on the product's page and we write as soon as it is back.",
+    "product_question": "Material, care and measurements stand on the product's page under Details.",
+    "praise": "Thank you, we are glad that you like it!",
+    "discount": "Enter the code in the basket; it does not add up with items on sale.",
+}

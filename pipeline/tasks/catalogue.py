@@ -28,6 +28,8 @@ class Entry:
 TASKS = {
     "recommend": Entry("pipeline.tasks.recommend", "Recommend", "events"),
     "demand": Entry("pipeline.tasks.demand", "DemandTask", "events"),
+    "support": Entry("pipeline.tasks.support", "Support", "messages"),
+    "sentiment": Entry("pipeline.tasks.sentiment", "Sentiment", "messages"),
 }
 
 

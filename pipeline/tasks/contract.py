@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -312,6 +312,27 @@ class Learner(Protocol):
 
     def package(self, folder: Path) -> Package:
         """Writes the consumer's form below `folder`."""
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A learner whose confidences are fitted on examples that it does not learn from. Not every learner is one."""
+
+    def calibrate(self, held_out: Examples) -> None:
+        """Fits confidences and thresholds on the tuning examples; called after the last pass, on the pass kept."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A learner that reads what came and says what it finds in tables of the lake. Not every learner is one."""
+
+    def read(self, context: pa.Table) -> Mapping[str, pa.Table]:
+        """Table -> rows that the lake shall hold of `context` (`Task.context`).
+
+        An update asks the champion, before anything learns what came, so the rows stand whatever the gate decides; a
+        retrain asks the model that it made, and the rows stand if it serves. The same table may get rows of the same
+        facts again, from a later version: its readers take the newest.
+        """
 
 
 class Task(Protocol):

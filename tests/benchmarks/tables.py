@@ -38,6 +38,21 @@ TASK_ROWS = {
     "price.no_advice_online_retail": ("Online Retail: items for which there is no advice on price", "{:.2f}", ""),
 }
 
+MESSAGES_BEGIN, MESSAGES_END = "<!-- messages: make bench-tasks, then make tables -->", "<!-- end of messages -->"
+MESSAGES_ROWS = {
+    "support.accuracy": ("banking77, 77 intents in 8 steps: accuracy after the last", "{:.3f}", "≥ 0.93"),
+    "support.gap_to_joint": ("… points below training on all at once", "{:.2f}", "≤ 1"),
+    "support.cost_vs_joint": ("… CPU-seconds of an update beside that", "{:.2f} ×", "≤ 0.25"),
+    "support.calibration_error": ("… expected calibration error", "{:.3f}", ""),
+    "support.answered_share": ("… share answered without a person", "{:.2f}", ""),
+    "support.answered_precision": ("… of those right", "{:.3f}", "≥ 0.95"),
+    "support.tfidf_accuracy": ("… TF-IDF with logistic regression on all at once", "{:.3f}", ""),
+    "sentiment.f1_gap": ("clothing reviews, a tenth labelled: points of macro-F1 below all labels", "{:.1f}", "≤ 2"),
+    "sentiment.false_alarms_per_year": ("surge alert, simulated: false alarms a year", "{:.2f}", "≤ 1"),
+    "sentiment.windows_to_alarm": ("… windows until a doubled share is found, 100 messages an hour", "{:.1f}", "≤ 3"),
+    "sentiment.windows_to_alarm_30": ("… 30 messages an hour", "{:.1f}", ""),
+}
+
 
 def table(results: Path = RESULTS, rows: Mapping[str, tuple[str, str, str]] = ROWS) -> str:
     """A table as Markdown: those of `rows` that `results` holds."""
@@ -53,6 +68,7 @@ def with_table(readme: str) -> str:
     """The README with the tables between their marks."""
     readme = _between(readme, BEGIN, END, table())
     readme = _between(readme, TASKS_BEGIN, TASKS_END, table(TASKS, TASK_ROWS))
+    readme = _between(readme, MESSAGES_BEGIN, MESSAGES_END, table(TASKS, MESSAGES_ROWS))
     return _between(readme, LEARNING_BEGIN, LEARNING_END, learning_tables.short_table())
 
 

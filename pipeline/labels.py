@@ -1,0 +1,203 @@
+"""From a shell: messages that a person should label go out as CSV, and what was said of them comes back.
+
+    python -m pipeline.labels export wanted.csv     # fill in the column `value`
+    python -m pipeline.labels import wanted.csv
+
+Each update names the messages whose label would teach its task most (table `labels_wanted`). What comes in is kept in
+the table `labels`, which nothing rewrites, and put into the messages at once: to an update a label is a row that
+changed, so the next one learns it. Ingest puts it on again when an hour is backfilled, because landing files do not
+know it. A label is checked by the rules of `expectations/messages.json`, like everything that lands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import getpass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.lake import Lake, open_lake, text_field
+from pipeline.schema import LABELS_SCHEMA, MESSAGES
+from pipeline.settings import Settings, SettingsError, read_settings
+
+KINDS = ("label", "sentiment", "answer")
+COLUMNS = ("task", "message_id", "kind", "guess", "confidence", "text", "value")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run (OWASP: CSV injection)
+
+
+class LabelRefused(ValueError):
+    """A line of a file of labels cannot be taken; nothing of the file was.
+
+    Attributes:
+        line: its number in the file, from 1, the header counted.
+    """
+
+    def __init__(self, line: int, rule: str, received: str) -> None:
+        self.line = line
+        super().__init__(f"Line {line}: {rule}; received {received[:200]!r}. Correct the file and import it again.")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What people said of messages after they came.
+
+    Attributes:
+        values: kind -> message id -> what was said last; None: taken back.
+    """
+
+    values: Mapping[str, Mapping[str, str | None]]
+
+    @classmethod
+    def of(cls, lake: Lake) -> Labels:
+        """All of a lake's."""
+        rows = lake.arrow("labels", columns=LABELS_SCHEMA.names).sort_by([("labelled_at", "ascending")]).to_pylist()
+        values: dict[str, dict[str, str | None]] = {kind: {} for kind in KINDS}
+        for row in rows:
+            values[row["kind"]][row["message_id"]] = row["value"]
+        return cls(values)
+
+    def on(self, messages: pa.Table) -> pa.Table:
+        """The messages with what was said of them in the place of what they had."""
+        ids = messages["message_id"].to_pylist() if any(self.values.values()) else []
+        for kind, said in self.values.items():
+            if not said or not said.keys() & set(ids):
+                continue
+            held = messages[kind].to_pylist()
+            values = [said.get(one, before) for one, before in zip(ids, held, strict=True)]
+            at = messages.schema.get_field_index(kind)
+            messages = messages.set_column(at, messages.schema.field(kind), pa.array(values, pa.string()))
+        return messages
+
+
+def wanted(lake: Lake, task: str, count: int) -> list[dict[str, Any]]:
+    """The messages of a task that are worth labelling most and are not labelled yet: COLUMNS, `value` empty.
+
+    Those of the newest version come first, each version's in its own order.
+    """
+    named = lake.arrow("labels_wanted", filter=text_field("task") == task)
+    named = named.sort_by([("version", "descending"), ("rank", "ascending")]).to_pylist()
+    ids = pa.array(sorted({row["message_id"] for row in named}), pa.string())
+    columns = ["message_id", "text", *KINDS]
+    held = {
+        row["message_id"]: row
+        for row in lake.arrow("messages", columns=columns, filter=text_field("message_id").isin(ids)).to_pylist()
+    }
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in named:
+        message = held.get(row["message_id"])
+        if message is None or message[row["kind"]] is not None:  # gone, or labelled since
+            continue
+        entry = {name: row[name] for name in ("task", "message_id", "kind", "guess", "confidence")}
+        found.setdefault((row["message_id"], row["kind"]), {**entry, "text": message["text"], "value": ""})
+    return list(found.values())[:count]
+
+
+def take_in(lake: Lake, lines: Sequence[Mapping[str, str]], labelled_at: datetime, who: str) -> int:
+    """Takes the labels of a file's lines (`message_id`, `kind`, `value`; blank: not labelled); how many rows changed.
+
+    Safe to repeat: the labels are written before the messages, and a message that has its label already stays.
+
+    Raises:
+        LabelRefused: a line names no message, no kind, or breaks a rule of the messages.
+    """
+    given = [(number, line) for number, line in enumerate(lines, 2) if (line.get("value") or "").strip()]
+    for number, line in given:
+        if line.get("kind") not in KINDS:
+            raise LabelRefused(number, f"kind is one of {', '.join(KINDS)}", str(line.get("kind")))
+    said = [(str(line["message_id"]), str(line["kind"]), str(line["value"]).strip()) for _, line in given]
+    values: dict[str, dict[str, str | None]] = {kind: {} for kind in KINDS}
+    for message, kind, value in said:
+        values[kind][message] = value
+    labels, ids = Labels(values), sorted({message for message, _, _ in said})
+    _check(lake, labels, ids, given)
+    if not said:
+        return 0
+    lake.append("labels", pa.Table.from_pylist([
+        {"message_id": message, "kind": kind, "value": value, "labelled_at": labelled_at, "who": who}
+        for message, kind, value in said
+    ], schema=LABELS_SCHEMA))
+    return lake.correct(MESSAGES, ids, labels.on)
+
+
+def _check(
+    lake: Lake, labels: Labels, ids: Sequence[str], given: Sequence[tuple[int, Mapping[str, str]]]
+) -> None:
+    from pipeline.quality import row_faults
+
+    rows = lake.arrow(
+        "messages", columns=MESSAGES.table_schema.names, filter=text_field("message_id").isin(list(ids))
+    )
+    known = set(rows["message_id"].to_pylist())
+    first = {line["message_id"]: number for number, line in reversed(given)}
+    for message in ids:
+        if message not in known:
+            raise LabelRefused(first[message], "message_id must be one of the table messages", message)
+    faults = row_faults(MESSAGES, labels.on(rows))
+    for row, detail in zip(faults["row"].to_pylist(), faults["detail"].to_pylist(), strict=True):
+        message = rows["message_id"][row].as_py()
+        raise LabelRefused(first[message], "a label must keep the rules of expectations/messages.json", str(detail))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the process's exit status."""
+    from rich.console import Console
+
+    chosen = _parser().parse_args(arguments)
+    try:
+        settings = read_settings()
+        said = _exported(chosen, settings) if chosen.command == "export" else _imported(chosen, settings)
+    except (SettingsError, LabelRefused, OSError) as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
+        return 1
+    Console(soft_wrap=True).print(said, highlight=False, markup=False)
+    return 0
+
+
+def _exported(chosen: argparse.Namespace, settings: Settings) -> str:
+    lake = open_lake(settings)
+    rows = [row for task in (chosen.task or settings.tasks) for row in wanted(lake, task, chosen.count)]
+    with Path(chosen.file).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            text = f"'{row['text']}" if row["text"].startswith(_FORMULA) else row["text"]
+            writer.writerow({**row, "text": text, "confidence": f"{row['confidence']:.3f}"})
+    return f"{len(rows)} messages written to {chosen.file}. Fill in the column value, then import the file."
+
+
+def _imported(chosen: argparse.Namespace, settings: Settings) -> str:
+    with Path(chosen.file).open(newline="", encoding="utf-8-sig") as file:
+        lines = list(csv.DictReader(file))
+    missing = {"message_id", "kind", "value"} - set(lines[0] if lines else {})
+    if lines and missing:
+        raise LabelRefused(1, f"the file needs the columns {', '.join(sorted(missing))}", ", ".join(lines[0]))
+    changed = take_in(open_lake(settings), lines, datetime.now(UTC), chosen.who)
+    return f"{changed} messages changed; the next update of each task learns them."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.labels",
+        description="Messages worth labelling, as CSV, and what was said of them. The installation is the one of the "
+        "environment's EVERGREEN_* variables.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    out = commands.add_parser("export", help="write the messages that are worth labelling")
+    out.add_argument("file")
+    out.add_argument("--task", action="append", help="of this task (default: of all that are on)")
+    out.add_argument("--count", type=int, default=50, help="at most so many of each task (default: 50)")
+    into = commands.add_parser("import", help="take in what was said")
+    into.add_argument("file")
+    into.add_argument("--who", default=getpass.getuser(), help="for the table labels (default: you)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What a learner reads off that which came, kept with the version whose job read it, then put into the lake's tables.
+
+It goes the way of a version's quality: written beside the checkpoint before the version exists, appended to the lake
+when the version is acted on, once, so that a process killed in between is simply run again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from pipeline.lake import Lake
+
+if TYPE_CHECKING:
+    from pipeline.registry import Registry
+    from pipeline.tasks.contract import Learner
+
+TAG = "evergreen.read"  # names the tables of which a version's job read rows
+_ENDING = ".read.parquet"
+
+
+def read_by(learner: Learner, context: pa.Table) -> Mapping[str, pa.Table]:
+    """Table -> rows that the learner reads off the context; nothing where it is no Reader, or nothing came."""
+    from pipeline.tasks.contract import Reader
+
+    found = learner.read(context) if isinstance(learner, Reader) and len(context) else {}
+    return {table: rows for table, rows in found.items() if len(rows)}
+
+
+def keep(read: Mapping[str, pa.Table], folder: Path) -> None:
+    """Writes what was read beside the checkpoint in `folder`."""
+    for table, rows in read.items():
+        pq.write_table(rows, folder / f"{table}{_ENDING}")
+
+
+def publish(lake: Lake, registry: Registry, task_name: str, version: int) -> None:
+    """Puts what a version's job read into the lake, once; of a retrain only if its model serves."""
+    tags = registry.tags(task_name, version)
+    mine = (ds.field("task") == task_name) & (ds.field("version") == version)
+    missing = [
+        table for table in filter(None, tags.get(TAG, "").split(","))
+        if not len(lake.arrow(table, columns=["version"], filter=mine))
+    ]
+    if not missing or not (tags["evergreen.parent"] or tags["evergreen.decision"] in ("promote", "first")):
+        return
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+        folder = registry.load_checkpoint(task_name, version, Path(scratch))
+        for table in missing:
+            rows = pq.read_table(folder / f"{table}{_ENDING}")
+            lake.append(table, pa.table({
+                "task": pa.array([task_name] * len(rows), pa.string()),
+                "version": pa.array([version] * len(rows), pa.int64()),
+                **{name: rows[name] for name in rows.column_names},
+            }))

@@ -1,0 +1,85 @@
+"""What is measured of a text classifier, an example each: is it right, is it right of rare classes, is it honest.
+
+`accuracy`: the share of what a person has said of the example (topic, sentiment) that the model says too.
+`macro_recall`: the same, weighted so that its mean over all examples is the mean over classes of each class's share:
+a class of ten messages counts as much as one of ten thousand. `calibration`: 1 less half of Brier's score, so that a
+confident error costs more than a doubtful one. A class that the model does not know is told wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from pipeline.tasks.contract import Examples, Scores
+
+METRICS = ("accuracy", "macro_recall", "calibration")
+
+
+def scores_of(
+    examples: Examples, chances: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray],
+    classes: Mapping[str, Mapping[str, int]],
+) -> Scores:
+    """The scores of the examples of which a person has said something.
+
+    Each class of a head is a slice of its own, so that forgetting one is seen, and so is what the model does not know.
+
+    Args:
+        examples: what was asked.
+        chances: head -> [n, classes] float, what the model says.
+        targets: head -> [n] int, what is right; -1: nobody has said, -2: a class that the model does not know.
+        classes: head -> name -> place.
+    """
+    heads = list(targets)
+    judged = np.any([targets[head] != -1 for head in heads], axis=0)
+    said = np.zeros(len(judged))
+    sums = {name: np.zeros(len(judged)) for name in METRICS}
+    for head in heads:
+        for name, values in _of_head(chances[head], targets[head]).items():
+            sums[name] += values
+        said += targets[head] != -1
+    table = examples.table
+    frame = pd.DataFrame({
+        "example_id": table["example_id"].to_pylist(), "unit": table["unit"].to_pylist(),
+        "hour": pd.to_datetime(table["hour"].to_pylist(), utc=True),
+        **{name: values / np.maximum(said, 1.0) for name, values in sums.items()},
+        "slice:new_class": np.any([targets[head] == -2 for head in heads], axis=0),
+        **{
+            f"slice:{head} {name}": targets[head] == place
+            for head in heads for name, place in classes[head].items() if (targets[head] == place).any()
+        },
+    })
+    return Scores(frame[judged].reset_index(drop=True), METRICS)
+
+
+def _of_head(chances: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """[n] of each metric; 0 where nobody has said."""
+    judged, known = targets != -1, targets >= 0
+    rows = np.flatnonzero(known)
+    right = np.zeros(len(targets))
+    honest = np.where(judged, 0.5, 0.0)
+    if chances.shape[1]:
+        right[rows] = chances[rows].argmax(axis=1) == targets[rows]
+        squares = (chances**2).sum(axis=1)
+        of_target = np.zeros(len(targets))
+        of_target[rows] = chances[rows, targets[rows]]
+        honest = np.where(judged, 1.0 - (1.0 + squares - 2.0 * of_target) / 2.0, 0.0)
+    names, counts = np.unique(targets[judged], return_counts=True)
+    share = dict(zip(names.tolist(), (counts * len(names) / max(int(judged.sum()), 1)).tolist(), strict=True))
+    weights = np.array([1.0 / share[target] if target in share else 0.0 for target in targets.tolist()])
+    return {"accuracy": right, "macro_recall": right * weights, "calibration": honest}
+
+
+def macro_f1(said: np.ndarray, right: np.ndarray) -> float:
+    """The mean over the classes of `right` of each one's F1.
+
+    Args:
+        said, right: [n], names or places.
+    """
+    scores = []
+    for one in np.unique(right):
+        hits = int(((said == one) & (right == one)).sum())
+        scores.append(2.0 * hits / max(int((said == one).sum() + (right == one).sum()), 1))
+    return float(np.mean(scores)) if scores else 0.0
