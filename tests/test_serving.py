@@ -8,8 +8,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import hypothesis
 import pytest
+import schemathesis
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from pipeline import updating
 from pipeline.registry import open_registry
@@ -47,6 +56,27 @@ def models(shop: Settings) -> ServedModels:
 def client(shop: Settings, models: ServedModels) -> Iterator[TestClient]:
     with TestClient(create_app(shop, KEYS, models)) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def described(shop: Settings, models: ServedModels, client: TestClient) -> schemathesis.BaseSchema:
+    """The server without keys, as it describes itself; `client` has loaded its models."""
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(shop, (), models))
+
+
+def test_every_answer_is_as_the_description_says(described: schemathesis.BaseSchema) -> None:
+    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    paths = set()
+    for operation in (found.ok() for found in described.get_all_operations()):
+        paths.add(operation.path)
+
+        @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @hypothesis.given(case=operation.as_strategy())
+        def conforms(case: schemathesis.Case) -> None:
+            case.call_and_validate(checks=checks)
+
+        conforms()
+    assert {"/v1/recommend", "/v1/search", "/v1/similar", "/v1/models/{task}", "/health/ready"} <= paths
 
 
 def recommended(client: TestClient, **asked: object) -> dict:
