@@ -26,8 +26,8 @@ from tests.benchmarks.bench_tasks import SEEDS
 from tests.small_shop import publish, settings_of
 
 PROTOCOL = (
-    "simulated shop, 240 items, 240 days, item elasticities spread by 0.35 about their category's, promotions lift "
-    "demand by 0.3 beyond their price; Spearman's correlation with the true own elasticity over the items with at "
+    "simulated shops 10 to 12, 240 items, 240 days, elasticities spread by 0.35 about their category's, promotions "
+    "lift demand by 0.3 beyond their price; Spearman's correlation with the true own elasticity over the items with at "
     "least one sale a week, and how many of the true best prices lie in the advised range; Online Retail: share of "
     "the items sold in the last 28 days that get no advice"
 )
