@@ -53,7 +53,7 @@ test: setup ## The fast tests (under 5 minutes)
 	$(RUN) pytest -n 2 -m "not slow"
 
 test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9
-	$(RUN) pytest -m slow
+	$(RUN) pytest -n 2 --dist loadfile -m slow
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .
