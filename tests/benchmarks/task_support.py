@@ -1,10 +1,10 @@
 """The task `support` on banking77 (Casanueva et al. 2020): its intents arrive in 8 steps, then all are asked for.
 
 The intents are divided at random into 8 steps. The first trains from the base; each further one is an update that sees
-the new intents' messages and as many replayed old ones, by the task's own schedules. Beside it stands the same learner
-trained from the base on all messages at once ("joint"). A tenth of the training messages tunes and is not learnt.
-Cost is CPU-seconds of growth and training, the texts' vectors taken from the cache in both; an update's beside the
-joint training's.
+the new intents' messages and four replayed old ones for each, by the task's own schedules. Beside it stands the same
+learner trained from the base on all messages at once ("joint"). A tenth of the training messages tunes and is not
+learnt. Cost is CPU-seconds of growth and training, the texts' vectors taken from the cache in both; an update's beside
+the joint training's.
 """
 
 from __future__ import annotations
