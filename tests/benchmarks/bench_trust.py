@@ -23,6 +23,7 @@ PARTS = {  # part -> the module that measures it, imported when it is asked for
     "rollback": "tests.benchmarks.trust_rollback",
     "gate": "tests.benchmarks.trust_gate",
     "poison": "tests.benchmarks.trust_poison",
+    "backfill": "tests.benchmarks.trust_backfill",
 }
 
 
