@@ -1,12 +1,13 @@
 """A disk that is full and a lake that is read-only: run in a mount namespace of its own by `faults.storage_fails`.
 
-The home lies on a small file system in memory. For a full disk a file takes all but some of the space, so that
+For a full disk the lake lies on a small file system in memory, where a file takes all but some of the space, so that
 publishing fails at one step or another, and is removed again; for a read-only lake its folder is mounted so.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,33 +22,33 @@ from tests.benchmarks.trust_faults import Outcome, Stage, take_in
 from tests.price_shop import know_price_task, price_settings, update_once
 
 SPACE_MB = 16
-# what is left of it: nothing, too little for the first table, for the second, for the window log
-LEFT_KB = (0, 16, 64, 160)
+# what is left of it: nothing, and so much that one table or another is the first that has no room
+LEFT_KB = (0, 24, 64, 128)
 
 
 def disk_full(stage: Stage, small: Path) -> Outcome:
     """Ingest with no and with a little space left; then somebody, or the clean-up of logs, makes room."""
     said, outcomes = [], []
     for left_kb in LEFT_KB:
-        home = small / f"left-{left_kb}"
-        settings = stage.trial(home=home)
+        settings = stage.trial()
+        lake = Path(shutil.move(settings.lake, small / "lake"))
+        settings = replace(settings, lake=str(lake))
         ballast = small / "ballast"
-        free = shutil.disk_usage(small).free
         with ballast.open("wb") as file:
-            file.write(b"\0" * max(free - left_kb * 1024, 0))
+            file.write(b"\0" * max(shutil.disk_usage(small).free - left_kb * 1024, 0))
         said.append(_said(lambda home=settings: take_in(home, stage.new)))  # type: ignore[misc]
         ballast.unlink()
         outcomes.append(stage.of_tables("", "", settings))
-        shutil.rmtree(home)
+        shutil.rmtree(lake)
     happened = "; ".join(f"{left} kB left: {one}" for left, one in zip(LEFT_KB, said, strict=True))
-    return _together("disk full during ingest", happened, outcomes)
+    return _together("the lake's disk full during ingest", happened, outcomes)
 
 
 def lake_read_only(stage: Stage, small: Path) -> list[Outcome]:
     """Ingest, and update with promotion, while no table can be written."""
     settings = stage.trial(home=small / "ingest")
-    with_lock = _read_only(settings, lambda: take_in(settings, stage.new))
-    tables = stage.of_tables("lake read-only during ingest", with_lock, settings)
+    said = _read_only(settings, lambda: take_in(settings, stage.new))
+    tables = stage.of_tables("lake read-only during ingest", said, settings)
     settings = stage.trial(of=stage.taken, home=small / "update")
     said = _read_only(settings, lambda: update_once(settings))
     return [tables, stage.of_model("lake read-only during update and promotion", said, settings)]
@@ -67,7 +68,8 @@ def _said(work: Callable[[], object]) -> str:
     try:
         work()
     except Exception as error:  # noqa: BLE001, RUF100 - whatever the fault brings is what is told
-        return f"`{type(error).__name__}: {str(error).splitlines()[0][:90].replace('|', '/')}`"
+        text = re.sub(r"/\S+", "…", str(error)).replace("|", "/")  # without the trial's paths
+        return f"`{type(error).__name__}: {' '.join(text.split())[:110]}`"
     return "done"
 
 
