@@ -25,7 +25,7 @@ from pathlib import Path
 from pipeline.registry import open_registry
 from pipeline.settings import REPOSITORY, Settings
 from pipeline.window import Window
-from tests.benchmarks.trust_faults import TRIES, Outcome, Stage, take_in
+from tests.benchmarks.trust_faults import TRIES, Outcome, Stage, take_in, together
 from tests.ends import half_registered
 from tests.killed import Worker, forked
 from tests.price_shop import NOW, TASK, update_once
@@ -33,7 +33,8 @@ from tests.price_shop import NOW, TASK, update_once
 _PATIENCE_SECONDS = 900.0
 _LOCKED_SECONDS = 15.0  # three times SQLite's own patience of five
 _UNREACHABLE_SECONDS = 30.0
-_MORE_MEMORY_BYTES = 24 << 20  # on top of what a process has after its imports: an hour needs more
+_MORE_MEMORY_MB = (24, 160, 320)  # of address space on top of what a process has after its imports
+_HANGS_SECONDS = 60.0  # a thread that could not be started is waited for: Airflow ends the task when its time is up
 _YEARS = timedelta(days=3653)
 
 
@@ -108,34 +109,42 @@ def _server(settings: Settings, port: int) -> Iterator[None]:
 
 
 def out_of_memory(stage: Stage) -> list[Outcome]:
-    """A worker whose address space ends in the midst of the work."""
-    outcomes = []
-    works: tuple[tuple[str, Callable[[Settings], Worker], Settings, Callable[..., Outcome]], ...] = (
-        ("ingest", lambda home: forked(_starved_taking_in, home, stage.new, log=home.home / "log"), stage.origin,
-         stage.of_tables),
-        ("update", lambda home: forked(_starved_learning, home, log=home.home / "log"), stage.taken, stage.of_model),
-    )
-    for name, start, state, end in works:
+    """A worker whose address space ends in the midst of the work; one that hangs is ended, as Airflow's would be."""
+    return [
+        _starved("ingest", stage, stage.origin, _starved_taking_in, stage.of_tables),
+        _starved("update and promotion", stage, stage.taken, _starved_learning, stage.of_model),
+    ]
+
+
+def _starved(
+    name: str, stage: Stage, state: Settings, work: Callable[..., None], end: Callable[..., Outcome]
+) -> Outcome:
+    said, outcomes = [], []
+    for more_mb in _MORE_MEMORY_MB:
         settings = stage.trial(of=state)
-        worker = start(settings)
-        ended = worker.ended(_PATIENCE_SECONDS)
-        outcomes.append(end(f"out of memory in {name}", f"ended with {ended}{_last_line(worker)}", settings))
-    return outcomes
+        worker = forked(work, settings, stage.new, more_mb, log=settings.home / "log")
+        status = worker.ended(_HANGS_SECONDS)
+        if status is None:
+            worker.kill()
+        how = {0: "done", None: "hung, ended by execution_timeout"}.get(status, f"status {status}{_last_line(worker)}")
+        said.append(f"{more_mb} MB more: {how}")
+        outcomes.append(end("", "", settings))
+    return together(f"out of memory in {name}", "; ".join(said), outcomes)
 
 
-def _starved_taking_in(settings: Settings, windows: list[Window]) -> None:
-    _starve()
+def _starved_taking_in(settings: Settings, windows: list[Window], more_mb: int) -> None:
+    _starve(more_mb)
     take_in(settings, windows)
 
 
-def _starved_learning(settings: Settings) -> None:
-    _starve()
+def _starved_learning(settings: Settings, windows: list[Window], more_mb: int) -> None:
+    _starve(more_mb)
     update_once(settings)
 
 
-def _starve() -> None:
+def _starve(more_mb: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * os.sysconf("SC_PAGE_SIZE") + _MORE_MEMORY_BYTES
+    most = pages * os.sysconf("SC_PAGE_SIZE") + (more_mb << 20)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.ingest import ingest
 from pipeline.settings import Settings
 from pipeline.window import Window
-from tests.benchmarks.trust_faults import Outcome, Stage, take_in
+from tests.benchmarks.trust_faults import Outcome, Stage, take_in, together
 from tests.price_shop import know_price_task, price_settings, update_once
 
 SPACE_MB = 16
@@ -41,7 +41,7 @@ def disk_full(stage: Stage, small: Path) -> Outcome:
         outcomes.append(stage.of_tables("", "", settings))
         shutil.rmtree(lake)
     happened = "; ".join(f"{left} kB left: {one}" for left, one in zip(LEFT_KB, said, strict=True))
-    return _together("the lake's disk full during ingest", happened, outcomes)
+    return together("the lake's disk full during ingest", happened, outcomes)
 
 
 def lake_read_only(stage: Stage, small: Path) -> list[Outcome]:
@@ -71,13 +71,6 @@ def _said(work: Callable[[], object]) -> str:
         text = re.sub(r"/\S+", "…", str(error)).replace("|", "/")  # without the trial's paths
         return f"`{type(error).__name__}: {' '.join(text.split())[:110]}`"
     return "done"
-
-
-def _together(fault: str, happened: str, outcomes: list[Outcome]) -> Outcome:
-    sums = {name: sum(getattr(one, name) for one in outcomes) for name in ("lost", "doubled", "half")}
-    return replace(
-        Outcome(fault, happened, len(outcomes), **sums), seconds=max(one.seconds for one in outcomes)
-    )
 
 
 def main(told: Path) -> None:

@@ -134,6 +134,12 @@ def take_in(settings: Settings, windows: list[Window]) -> None:
     ingest(windows, settings, report=lambda line: None)
 
 
+def together(fault: str, happened: str, outcomes: list[Outcome]) -> Outcome:
+    """Several outcomes of the same fault as one."""
+    sums = {name: sum(getattr(one, name) for one in outcomes) for name in ("lost", "doubled", "half")}
+    return Outcome(fault, happened, len(outcomes), **sums, seconds=max(one.seconds for one in outcomes))
+
+
 # -- kill -9 --------------------------------------------------------------------------------------------------
 
 
@@ -194,11 +200,8 @@ def _killed(
         done += of_trial
         outcomes.append(end("", settings))
         print(f"{done} of {kills} kills, {outcomes[-1]}", flush=True)
-    return Outcome(
-        outcomes[0].fault, f"moments drawn over {seconds:.1f} s of work; {len(outcomes)} homes", done,
-        *(sum(getattr(one, name) for one in outcomes) for name in ("lost", "doubled", "half")),
-        max(one.seconds for one in outcomes),
-    )
+    happened = f"moments drawn over {seconds:.1f} s of work; {len(outcomes)} homes"
+    return replace(together(outcomes[0].fault, happened, outcomes), tried=done)
 
 
 # -- all together ---------------------------------------------------------------------------------------------
