@@ -68,7 +68,7 @@ bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_
 bench-serving: setup ## Measure the compact form and the server beside others; writes results/serving.json
 	$(RUN) tests.benchmarks.bench_serving
 
-bench-trust: setup ## Measure how far the loop can be trusted (PARTS="gate poison rollback watch"); writes results/trust.json
+bench-trust: setup ## Measure how far the loop can be trusted (PARTS="gate faults …"; KILLS=200 DAYS=14 TASK=recommend); writes results/trust.json
 	$(RUN) tests.benchmarks.bench_trust $(PARTS)
 
 bench-tasks: setup ## Measure the other tasks (PARTS="demand price support sentiment"); writes results/tasks.json

@@ -22,8 +22,8 @@ from pipeline.copies import first_copies, usable_copies
 from pipeline.facts import UsualRows, price_ratios, unknown_items, user_widths, window_facts
 from pipeline.forgetting import Forgotten
 from pipeline.labels import Labels
-from pipeline.lake import Lake, Published, deleted_rows, open_lake
-from pipeline.landing import Landed, LandingZone, land, quarantined
+from pipeline.lake import Lake, Outdated, Published, deleted_rows, open_lake
+from pipeline.landing import Landed, LandedFile, LandingZone, land, quarantined
 from pipeline.masking import Mask
 from pipeline.schema import FEEDS, TIME, WINDOWS_SCHEMA, Feed
 from pipeline.settings import Settings, read_settings
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 # million events, and take about 2 GB.
 _CHUNK_BYTES = 256 << 20
 _UNPACKING_FACTOR = 8  # gzip on such logs: 6 to 10
+# A file that is written in place, against the rule, changes while it is read; after so many readings the run fails and
+# is tried again by Airflow minutes later.
+_READINGS = 5
 _SENTENCES_KEPT = 20  # of a bulk's warnings in the result; the window log has all
 _SUMMED = ("files", "rows_in", "published", "quarantined", "duplicates", "late")
 
@@ -106,6 +109,7 @@ def ingest(
     Raises:
         WindowStopped: windows break a critical expectation; all other windows and feeds are published.
         AccountingError: rows do not add up.
+        Outdated: files change all the time while they are read.
     """
     from pipeline.quality import WindowStopped
 
@@ -149,7 +153,7 @@ class _Door:
 
     def replace(self, windows: Sequence[Window]) -> Ingested:
         self._usual = UsualRows.of(self.lake.window_log(), self.feed)
-        parts = [self._chunk(chunk) for chunk in _chunks(self.feed, windows, self.settings.landing)]
+        parts = [self._newest(chunk) for chunk in _chunks(self.feed, windows, self.settings.landing)]
         total = {
             name: sum(getattr(part, name) for part in parts)
             for name in ("windows", "inserted", "changed", "gone", *_SUMMED)
@@ -169,8 +173,28 @@ class _Door:
         self.report(_sentence(result, windows))
         return result
 
+    def _newest(self, windows: Sequence[Window]) -> Ingested:
+        """Takes the windows in, again where they were corrected or a row was to be forgotten meanwhile."""
+        for _ in range(_READINGS - 1):
+            stopped = list(self.stopped)
+            try:
+                return self._chunk(windows)
+            except Outdated as outdated:
+                self.stopped = stopped
+                self.report(f"{outdated} It is read again.")
+        return self._chunk(windows)
+
+    def _source(self, windows: Sequence[Window]) -> tuple[list[LandedFile], int]:
+        """What the published rows depend on and others may change at any moment: the files, and what is forgotten."""
+        return LandingZone(self.settings.landing).files(self.feed.name, windows), self.lake.version("deletions")
+
     def _chunk(self, windows: Sequence[Window]) -> Ingested:
         from pipeline.pages import write_page
+
+        source = self._source(windows)
+
+        def is_current() -> bool:
+            return self._source(windows) == source
 
         landed = land(self.feed, windows, self.settings.landing)
         mask = Mask(self.settings.mask_key)
@@ -197,8 +221,9 @@ class _Door:
             _of(copies.select(names), kept),
             _of(quarantine, kept),
             lateness_hours=self.settings.lateness_hours,
+            is_current=is_current,
         )
-        return self._record(kept, landed, facts, published, checked, str(page))
+        return self._record(kept, landed, facts, published, checked, str(page), is_current)
 
     def _cleaned(self, landed: Landed, mask: Mask) -> tuple[pa.Table, pa.Table]:
         """The typed rows with `landed_row` and what is known of them from elsewhere, and the faults.
@@ -269,6 +294,7 @@ class _Door:
         published: Published,
         checked: Checked,
         page: str,
+        is_current: Callable[[], bool],
     ) -> Ingested:
         """Counts the rows of each window and enters the windows into the log."""
         rows_in = dict(zip(facts["landed_window"].to_pylist(), facts["rows_in"].to_pylist(), strict=True))
@@ -301,7 +327,7 @@ class _Door:
                 }
             )
         table = pa.Table.from_pylist(log, WINDOWS_SCHEMA)
-        self.lake.record_windows(table)
+        self.lake.record_windows(table, is_current)
         self.lake.recount_windows(self.feed, windows, self.settings.lateness_hours)
         sums = {name: pc.sum(table[name]).as_py() for name in _SUMMED}
         return Ingested(

@@ -72,6 +72,10 @@ class LakeError(RuntimeError):
     """A table or version that was asked for is not there; the message says which and what is."""
 
 
+class Outdated(RuntimeError):
+    """What was to be published had changed at its source since it was read; nothing was published. Read it again."""
+
+
 @dataclass(frozen=True)
 class Published:
     """What one call of `Lake.publish` did.
@@ -196,6 +200,7 @@ class Lake:
         duplicates: pa.Table,
         quarantine: pa.Table,
         lateness_hours: int = 48,
+        is_current: Callable[[], bool] = lambda: True,
     ) -> Published:
         """Replaces `windows` of `feed` by `rows` in one transaction of its table.
 
@@ -207,9 +212,15 @@ class Lake:
             quarantine: QUARANTINE_SCHEMA: rows of these windows that cannot be used.
             lateness_hours: the same key can land again within this many hours only, so this far to either
                 side of the windows is looked for it.
+            is_current: asked while no other process can publish: whether the rows are still what their source says.
+                Two processes may take in one window at once; without it the one that read first could write last.
+
+        Raises:
+            Outdated: they are not.
         """
         schema = feed.table_schema
         with self._locks(f"publish-{feed.name}"):
+            _refuse_outdated(feed.name, is_current)
             self._create(feed.name, schema)
             days = _days_around(windows, lateness_hours)
             plan = difference(
@@ -229,11 +240,16 @@ class Lake:
                 quarantined=_per_window(quarantine, windows),
             )
 
-    def record_windows(self, log: pa.Table) -> None:
-        """Puts rows (WINDOWS_SCHEMA) into the window log, in the place of those of the same feed and window."""
+    def record_windows(self, log: pa.Table, is_current: Callable[[], bool] = lambda: True) -> None:
+        """Puts rows (WINDOWS_SCHEMA) into the window log, in the place of those of the same feed and window.
+
+        Raises:
+            Outdated: `is_current`, asked while no other process can record, says so.
+        """
         if not len(log):
             return
         with self._locks("publish-windows"):
+            _refuse_outdated(log["feed"][0].as_py(), is_current)
             self._create("windows", WINDOWS_SCHEMA)
             merge = self._merge_log(log.select(WINDOWS_SCHEMA.names).cast(WINDOWS_SCHEMA))
             merge.when_matched_update_all().when_not_matched_insert_all().execute()
@@ -560,6 +576,11 @@ class Snapshot:
 def open_lake(settings: Settings) -> Lake:
     """The lake of an installation."""
     return Lake(settings.lake, locks_of(settings.home, settings.lock_url))
+
+
+def _refuse_outdated(feed: str, is_current: Callable[[], bool]) -> None:
+    if not is_current():
+        raise Outdated(f"The source of {feed} changed while it was taken in: what was read of it is not published.")
 
 
 def _days_around(windows: Sequence[Window], lateness_hours: int) -> tuple[date, date]:

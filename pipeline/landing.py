@@ -52,12 +52,14 @@ class LandedFile:
         name: its path below `landing/<feed>/`.
         path: its path in the file system.
         size_bytes: as it lies there; -1 for what is no file.
+        written_ns: when it was last written, as its file system counts; None where that does not say.
     """
 
     window: Window
     name: str
     path: str
     size_bytes: int
+    written_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class LandingZone:
                 continue
             if info.type == pa_fs.FileType.NotFound:  # gone since it was listed, or a link to nothing
                 continue
-            yield LandedFile(window, name, info.path, info.size if info.is_file and info.size is not None else -1)
+            size = info.size if info.is_file and info.size is not None else -1
+            yield LandedFile(window, name, info.path, size, info.mtime_ns)
 
     def _listed(self, selector: pa_fs.FileSelector) -> list[pa_fs.FileInfo]:
         try:

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from pipeline.forgetting import forget
 from pipeline.ingest import AccountingError, Ingested, ingest
-from pipeline.lake import Lake, Published, open_lake
+from pipeline.lake import Lake, Outdated, Published, open_lake
 from pipeline.schema import FEEDS
 from pipeline.settings import REPOSITORY, Settings
 from pipeline.sources import open_source
@@ -144,6 +145,63 @@ def test_a_corrected_window_replaces_what_it_had(settings: Settings) -> None:
     ) == [("e2", 9.0), ("e3", 3.5)]
     assert len(lake.arrow("quarantine")) == 0
     assert adds_up(lake)
+
+
+@pytest.mark.parametrize("step", ["publish", "record_windows"])
+def test_a_run_that_read_before_a_correction_does_not_write_over_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = put(Path(settings.landing), "a.jsonl", json_lines(event(1), event(2)))
+    original, waiting = getattr(Lake, step), [True]
+
+    def slow(self: Lake, *args: object, **kwargs: object) -> object:
+        if waiting and waiting.pop():  # meanwhile the hour is corrected and taken in by another run
+            path.write_bytes(json_lines(event(1, price=9), event(3), event(4)))
+            ingest([WINDOW], settings, quiet, ["events"])
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Lake, step, slow)
+    said: list[str] = []
+    (done,) = ingest([WINDOW], settings, said.append, ["events"])
+    lake = open_lake(settings)
+    assert sorted(column(lake.arrow("events"), "event_id")) == ["e1", "e3", "e4"]
+    assert column(lake.window_log(), "rows_in") == [3] == [done.rows_in]
+    assert json.loads(str(column(lake.window_log(), "manifest")[0]))  # of the newer file
+    assert len(said) == 2 and "read again" in said[0] and adds_up(lake)
+
+
+def test_a_row_that_must_be_forgotten_while_its_hour_is_taken_in_does_not_come_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(Path(settings.landing), "a.jsonl", json_lines(event(1, item_id="i1"), event(2, item_id="i2")))
+    ingest([WINDOW], settings, quiet, ["events"])
+    original, waiting = Lake.publish, [True]
+
+    def slow(self: Lake, *args: object, **kwargs: object) -> Published:
+        if waiting and waiting.pop():
+            forget("item", "i1", settings, WINDOW.start, "ann")
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Lake, "publish", slow)
+    ingest([WINDOW], settings, quiet, ["events"])
+    assert column(open_lake(settings).arrow("events"), "item_id") == ["i2"]
+
+
+def test_files_that_never_rest_fail_the_run_and_publish_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(Path(settings.landing), "a.jsonl", json_lines(event(1)))
+    original, length = Lake.publish, iter(range(2, 99))
+
+    def slow(self: Lake, *args: object, **kwargs: object) -> Published:
+        path.write_bytes(json_lines(*(event(number) for number in range(next(length)))))
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Lake, "publish", slow)
+    monkeypatch.setattr("pipeline.ingest._READINGS", 2)
+    with pytest.raises(Outdated, match="changed while it was taken in"):
+        ingest([WINDOW], settings, quiet, ["events"])
+    assert open_lake(settings).version("events") == -1
 
 
 def test_an_hour_without_files_is_an_empty_window_and_an_expected_feed_is_missed(settings: Settings) -> None:

@@ -7,30 +7,22 @@ again, and let finish once the trial's kills are spent.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline import updating
-from pipeline.checkpoint import load
-from pipeline.lake import open_lake
 from pipeline.registry import open_registry
 from pipeline.settings import Settings
+from tests.ends import copy_of, end_of
+from tests.killed import Worker, command
 from tests.small_shop import publish_hours, settings_of, small_shop
 
-ROOT = Path(__file__).parents[1]
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 KILLS = 20
 KILLS_A_TRIAL = 3
@@ -38,66 +30,35 @@ KILLS_A_TRIAL = 3
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # six minutes here; a busy machine takes twice that
 
 
-def start(settings: Settings) -> subprocess.Popen[str]:
+def start(settings: Settings) -> Worker:
     scratch = settings.home / "scratch"  # what a killed process leaves in its temporary folder is nobody's
     scratch.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "TMPDIR": str(scratch)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.test_kills_update", str(settings.home)], env=environment, cwd=ROOT,
-        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )
+    variables = {"TF_CPP_MIN_LOG_LEVEL": "3", "TMPDIR": str(scratch)}
+    return command(["tests.test_kills_update", str(settings.home)], settings.home / "log", variables)
 
 
 def finish(settings: Settings) -> None:
     """Lets the process finish; one that aborts is started again, as Airflow's retries do. Any error of ours fails."""
     for _ in range(3):
         process = start(settings)
-        said, _ = process.communicate(timeout=300)
-        if process.returncode != -signal.SIGABRT:
+        status = process.ended(300)
+        if status != -signal.SIGABRT:
             break
-        print(f"aborted: {said[-300:]}")  # seen once: "terminate called without an active exception", all work done
-    assert process.returncode == 0, said[-3000:]
+        print(f"aborted: {process.said[-300:]}")  # seen once: "terminate called without an active exception", all done
+    assert status == 0, process.said[-3000:]
 
 
 def killed(settings: Settings, after_seconds: float) -> bool:
     """Whether the process was killed before it had finished."""
     process = start(settings)
-    try:
-        process.communicate(timeout=after_seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    if process.ended(after_seconds) is None:
+        process.kill()
         return True
     return False
 
 
-def state_of(settings: Settings) -> dict[str, Any]:
-    """All that must be the same: versions, aliases, tags, the log, quality, the champion's arrays."""
-    registry, lake = open_registry(settings), open_lake(settings)
-    versions = registry.versions("recommend")
-    aliases = registry.aliases("recommend")
-    assert set(aliases.values()) <= set(versions)
-    tags = {version: registry.tags("recommend", version) for version in versions}
-    for version in versions:  # no half of a version: each has its checkpoint and its whole set of tags
-        assert set(tags[version]) >= {"evergreen.ledger", "evergreen.decision", "evergreen.reasons", "evergreen.code"}
-    held = load(registry.load_checkpoint("recommend", aliases["champion"], settings.home / f"copy-{time.time_ns()}"))
-    quality = lake.arrow("quality").to_pylist()
-    return {
-        "versions": versions, "aliases": aliases,
-        "tags": {version: {key: one for key, one in own.items() if key != "evergreen.code"}
-                 for version, own in tags.items()},
-        "log": [{**row, "decided_at": None} for row in registry.decisions("recommend").to_pylist()],
-        "quality": sorted(json.dumps(row, default=str, sort_keys=True) for row in quality),
-        "arrays": {name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-                   for name, array in held.state.arrays.items()},
-        "meta": held.state.meta, "ledger": held.ledger.as_json(),
-        "nothing to do": updating.plan("recommend", settings),
-    }
-
-
 def copied(home: Path, to: Path) -> Settings:
-    shutil.copytree(home / "lake", to / "lake")
-    shutil.copy(home / "mlflow.db", to / "mlflow.db")
+    copy_of(home, to)
     return settings_of(to)
 
 
@@ -112,8 +73,8 @@ def test_twenty_kills_leave_the_same_end_state_as_none(tmp_path: Path) -> None:
     began = time.monotonic()
     finish(reference)
     seconds = time.monotonic() - began
-    wanted = state_of(reference)
-    assert len(wanted["versions"]) == 2 and len(wanted["log"]) == 2
+    wanted = end_of("recommend", reference)
+    assert len(wanted["versions"]) == 2 and len(wanted["log"]) == 2 and not wanted["half of a version"]
     draw = random.Random(11)
     moments = [(place + draw.random()) / KILLS * seconds for place in range(KILLS)]
     draw.shuffle(moments)
@@ -129,7 +90,7 @@ def test_twenty_kills_leave_the_same_end_state_as_none(tmp_path: Path) -> None:
                 moments.append(0.8 * moment)
         resumed += len(open_registry(settings).versions("recommend")) == 2
         finish(settings)
-        seen = state_of(settings)
+        seen = end_of("recommend", settings)
         differing = {part: (seen[part], wanted[part]) for part in wanted if seen[part] != wanted[part]}
         assert not differing, f"trial {trial}: {differing}"
     assert kills == KILLS

@@ -24,6 +24,9 @@ PARTS = {  # part -> the module that measures it, imported when it is asked for
     "gate": "tests.benchmarks.trust_gate",
     "poison": "tests.benchmarks.trust_poison",
     "watch": "tests.benchmarks.trust_watch",
+    "backfill": "tests.benchmarks.trust_backfill",
+    "faults": "tests.benchmarks.trust_faults",
+    "soak": "tests.benchmarks.trust_soak",
 }
 
 
