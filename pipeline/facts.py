@@ -135,7 +135,9 @@ def unknown_items(rows: pa.Table, catalogue: pa.Table) -> pa.ChunkedArray:
 def price_ratios(rows: pa.Table, catalogue: pa.Table) -> pa.Array:
     """Each row's price by the last that the catalogue has for its item: `[rows]` float64.
 
-    Null where one of them is unknown or not above 0, and for all but some evenly chosen rows where there are many.
+    The last is any of the two days before the item's newest change, the nearest of them: a price that moves all day has
+    sold at each. Null where one of them is unknown or not above 0, and for all but some evenly chosen rows where there
+    are many.
 
     Args:
         rows: `landed_window`, `item_id`, `price`.
@@ -152,9 +154,14 @@ def price_ratios(rows: pa.Table, catalogue: pa.Table) -> pa.Array:
         ))
         connection.register("catalogue", catalogue)
         found = connection.sql(
-            """SELECT place, p.price / c.known AS ratio FROM priced p JOIN (
-                   SELECT item_id, arg_max(price, (change_time, change_id)) AS known FROM catalogue
-                   WHERE price > 0 AND item_id IN (SELECT item_id FROM priced) GROUP BY item_id) c USING (item_id)"""
+            """WITH changes AS (
+                   SELECT item_id, price, change_time, max(change_time) OVER (PARTITION BY item_id) AS newest
+                   FROM catalogue WHERE price > 0 AND item_id IN (SELECT item_id FROM priced)),
+               known AS (
+                   SELECT item_id, min(price) AS low, max(price) AS high FROM changes
+                   WHERE change_time > newest - INTERVAL 2 DAYS GROUP BY item_id)
+               SELECT place, price / least(greatest(price, low), high) AS ratio
+               FROM priced JOIN known USING (item_id)"""
         ).to_arrow_table()
         ratios[found["place"].to_numpy()] = found["ratio"].to_numpy()
     return pa.array(ratios, from_pandas=True)

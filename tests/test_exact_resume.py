@@ -23,6 +23,8 @@ from pipeline.sources.simulator import ShopSimulator
 from pipeline.tasks.catalogue import task_named
 from tests.small_shop import publish_hours, settings_of, small_shop
 
+pytestmark = pytest.mark.slow  # trains a shop and its updates
+
 ROOT = Path(__file__).parents[1]
 # nothing is launched in the history, and six items in the hour after it: the tables grow
 SHOP = {"items": 254, "history_days": 2, "history_events": 3_000, "history_launches_per_day": 0, "launches_per_hour": 6}

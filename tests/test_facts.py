@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.facts import price_ratios, user_widths
 from pipeline.schema import TIME
 
-EARLY, LATE = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2))
+EARLY, LATE = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 4))
 CATALOGUE = pa.table({
     "item_id": ["lamp", "lamp", "desk", "free"], "change_id": ["a", "b", "c", "d"],
     "change_time": pa.array([LATE, EARLY, EARLY, EARLY], TIME), "price": [2.0, 50.0, 4.0, 0.0],
@@ -32,6 +32,16 @@ def test_a_price_is_held_beside_the_newest_that_the_catalogue_has() -> None:
     )
     assert price_ratios(rows, CATALOGUE).to_pylist() == [1.5, 100.0, None, None, None, None, None]
     assert price_ratios(rows, CATALOGUE.slice(0, 0)).null_count == len(rows)
+
+
+def test_a_price_that_moves_all_day_is_held_beside_the_nearest_of_its_last_ones() -> None:
+    hours = [datetime(2026, 1, 4, hour, tzinfo=UTC) for hour in range(3)]
+    moving = pa.table({
+        "item_id": ["lamp"] * 3, "change_id": ["a", "b", "c"], "change_time": pa.array(hours, TIME),
+        "price": [1.0, 50.0, 100.0],
+    })
+    rows = rows_of(*[(LATE, "u", "lamp", price) for price in (1.0, 30.0, 0.5, 400.0)])
+    assert price_ratios(rows, moving).to_pylist() == [1.0, 1.0, 0.5, 4.0]
 
 
 def test_of_many_prices_some_are_taken_from_all_over_the_window() -> None:

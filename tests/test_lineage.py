@@ -29,6 +29,8 @@ from tests.conftest import copied
 from tests.price_task import PriceTask
 from tests.small_shop import hour, publish, publish_hours, publish_purchases, purchases, settings_of, small_shop
 
+pytestmark = pytest.mark.slow  # trains a shop and its updates
+
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
@@ -267,7 +269,6 @@ def test_what_is_set_aside_is_told_and_comes_back_with_its_correction(price_shop
     assert known[2].rows["learnt"] == len(lesson.new)
 
 
-@pytest.mark.slow
 def test_a_retrain_on_few_days_may_have_old_rows_replayed_by_its_updates(
     world: World, first_price_shop: Path, tmp_path: Path
 ) -> None:
@@ -371,7 +372,6 @@ def test_nothing_imports_tensorflow_to_answer() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.slow
 def test_of_the_recommender_rows_counts_and_catalogue_are_told_as_they_were_read(tmp_path: Path) -> None:
     """Views, searches and a catalogue: what the lessons count is what the lineage finds, without training anything."""
     settings, shop = settings_of(tmp_path), small_shop(users=100, history_days=2, history_events=1_500)
