@@ -132,7 +132,8 @@ def _acted_on(
     task_name: str, version: int, settings: Settings, decided_at: datetime, who: str
 ) -> dict[str, Any]:
     lake, registry = open_lake(settings), open_registry(settings)
-    _publish_quality(lake, registry, task_name, version)
+    with locks_of(settings.home, settings.lock_url)(f"quality-{task_name}"):  # two runs may promote one version at once
+        _publish_quality(lake, registry, task_name, version)
     tags = registry.tags(task_name, version)
     readings.publish(lake, registry, task_name, version)
     reasons = json.loads(tags["evergreen.reasons"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from pipeline.alerts import open_alerts
 from pipeline.champion import forced
 from pipeline.checkpoint import Ledger
 from pipeline.decisions import DecisionLog
-from pipeline.lake import open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.registry import open_registry
 from pipeline.registry_errors import RegistryError
 from pipeline.schema import EVENTS
@@ -103,6 +105,25 @@ def test_a_promotion_called_again_changes_nothing(price_shop_an_hour_later: Sett
     assert promote(price_shop_an_hour_later, 2) == {"action": "promote", "champion_before": 1, "champion_after": 2}
     assert log(price_shop_an_hour_later) == [("first", 1), ("promote", 2)]
     assert len(quality(price_shop_an_hour_later, 2)) == 7
+
+
+def test_two_runs_that_act_on_one_version_at_once_publish_its_quality_once(
+    price_shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land(price_shop, 100)
+    held_to(monkeypatch, 10_000)
+    assert update(price_shop)["decision"] == "hold"
+    append = Lake.append
+
+    def slow(self: Lake, table: str, rows: pa.Table) -> int:
+        time.sleep(0.5)  # both runs have looked by now
+        return append(self, table, rows)
+
+    monkeypatch.setattr(Lake, "append", slow)
+    with ThreadPoolExecutor(2) as both:
+        done = list(both.map(lambda _: promote(price_shop, 2), range(2)))
+    assert done[0] == done[1]
+    assert quality(price_shop, 2) and log(price_shop) == [("first", 1), ("hold", 2)]
 
 
 def test_what_was_held_is_learnt_with_the_next_hour(price_shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def disk_full(stage: Stage, small: Path) -> Outcome:
     """Ingest with no and with a little space left; then somebody, or the clean-up of logs, makes room."""
     said, outcomes = [], []
     for left_kb in LEFT_KB:
-        settings = stage.trial()
+        settings = stage.trial(home=stage.folder / f"left-{left_kb}")
         lake = Path(shutil.move(settings.lake, small / "lake"))
         settings = replace(settings, lake=str(lake))
         ballast = small / "ballast"

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ HISTORY_DAYS = 2
 EVENTS_PER_HOUR = 100
 _WARM_SHARE = 0.25  # of the hours: libraries fill their caches; growth is measured after that
 _MB = 1e6
+STEPS = ("ingest", "learn", "watch", "retention")
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,26 @@ class Hour:
     """What one simulated hour cost.
 
     Attributes:
-        cpu_seconds: of this process and its children; the machine's other work is none of it.
+        steps: ingest, learn, watch, retention -> CPU-seconds of this process and its children; the machine's other
+            work is none of it.
         seconds: on the clock.
         rss_mb: of this process after it.
         lake_mb, registry_mb, reports_mb: on disk after it; what the shop landed is not counted.
         versions: how many have their files.
     """
 
-    cpu_seconds: float
+    steps: Mapping[str, float]
     seconds: float
     rss_mb: float
     lake_mb: float
     registry_mb: float
     reports_mb: float
     versions: int
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of what every hour does; retention comes once a day."""
+        return sum(seconds for step, seconds in self.steps.items() if step != "retention")
 
     @property
     def disk_mb(self) -> float:
@@ -88,6 +95,10 @@ def measure() -> Measured:
             "soak.lake_mb_per_day": per_day([hour.lake_mb for hour in kept]),
             "soak.cpu_seconds_of_an_hour": float(np.median(times)),
             "soak.time_growth": per_day(times) / float(np.median(times)),
+            **{
+                f"soak.{step}_seconds_growth_per_day": per_day([hour.steps[step] for hour in kept])
+                for step in STEPS[:-1]
+            },
             "soak.versions_removed": removed,
             "soak.versions_kept": hours[-1].versions,
         }, (SEED,),
@@ -110,12 +121,16 @@ def soaked(home: Path, hours: int, task: str) -> tuple[list[Hour], int]:
     found, removed = [], 0
     for number, window in enumerate(windows_between(shop.streamed_from, shop.last), start=1):
         shop.land([window], Path(settings.landing))
-        began, cpu = time.monotonic(), _cpu_seconds()
-        _hour(settings, task, window)
+        began, steps = time.monotonic(), dict.fromkeys(STEPS, 0.0)
+        for step, work in _hour(settings, task, window):
+            cpu = _cpu_seconds()
+            work()
+            steps[step] = _cpu_seconds() - cpu
         if number % 24 == 0:
-            done = retain(settings, window.end)
-            removed += len(done["tasks"][task]["removed"])
-        found.append(_measured(settings, task, time.monotonic() - began, _cpu_seconds() - cpu))
+            cpu = _cpu_seconds()
+            removed += len(retain(settings, window.end)["tasks"][task]["removed"])
+            steps["retention"] = _cpu_seconds() - cpu
+        found.append(_measured(settings, task, time.monotonic() - began, steps))
         print(f"hour {number} of {hours}: {found[-1]}", flush=True)
     return found, removed
 
@@ -129,15 +144,20 @@ def _begun(shop: ShopSimulator, settings: Settings, task: str) -> None:
     _registered_at(settings, first["version"], Window(shop.streamed_from))
 
 
-def _hour(settings: Settings, task: str, window: Window) -> None:
-    """What the DAGs do in an hour."""
-    ingest([window], settings, report=lambda line: None)
+def _hour(settings: Settings, task: str, window: Window) -> tuple[tuple[str, Callable[[], object]], ...]:
+    """What the DAGs do in an hour, step by step."""
+    return (
+        ("ingest", lambda: ingest([window], settings, report=lambda line: None)),
+        ("learn", lambda: _learn(settings, task, window)), ("watch", lambda: watch(settings)),
+    )
+
+
+def _learn(settings: Settings, task: str, window: Window) -> None:
     plan = updating.plan(task, settings)
     if "nothing_because" not in plan:
         done = updating.update(plan, settings, window.end, report=lambda line: None)
         updating.promote(task, done["version"], settings, window.end)
         _registered_at(settings, done["version"], window)
-    watch(settings)
 
 
 def _registered_at(settings: Settings, version: int, window: Window) -> None:
@@ -150,11 +170,11 @@ def _registered_at(settings: Settings, version: int, window: Window) -> None:
     database.close()
 
 
-def _measured(settings: Settings, task: str, seconds: float, cpu_seconds: float) -> Hour:
+def _measured(settings: Settings, task: str, seconds: float, steps: Mapping[str, float]) -> Hour:
     home = settings.home
     whole = [entry for entry in open_registry(settings).entries(task) if not entry.retired]
     return Hour(
-        cpu_seconds, seconds, psutil.Process().memory_info().rss / _MB, _size_mb(home / "lake"),
+        steps, seconds, psutil.Process().memory_info().rss / _MB, _size_mb(home / "lake"),
         _size_mb(home / "mlflow") + (home / "mlflow.db").stat().st_size / _MB, _size_mb(settings.reports), len(whole),
     )
 
@@ -186,8 +206,10 @@ def draw(hours: Sequence[Hour], task: str) -> None:
         disk.plot(at, [getattr(hour, f"{name}_mb") for hour in hours], label=name)
     disk.set_title("Disk, MB", fontsize=10)
     disk.legend(fontsize=8)
-    cpu.plot(at, [hour.cpu_seconds for hour in hours])
+    for step in STEPS[:-1]:
+        cpu.plot(at, [hour.steps[step] for hour in hours], label=step)
     cpu.set_title("CPU-seconds of an hour", fontsize=10)
+    cpu.legend(fontsize=8)
     for panel in (memory, disk, cpu):
         panel.set_ylim(bottom=0)
         panel.set_xlabel(f"simulated days (task {task})", fontsize=9)
