@@ -366,7 +366,8 @@ class Registry:
 
     def note(self, task: str, version: int, name: str, text: str) -> None:
         """Sets the tag `evergreen.<name>` of a version: for what is known only after it was registered."""
-        self._client.set_model_version_tag(PREFIX + task, str(version), f"evergreen.{name}", text)
+        with self._locks(f"note-{task}"):  # of two that set a tag at once MLflow fails one
+            self._client.set_model_version_tag(PREFIX + task, str(version), f"evergreen.{name}", text)
 
     # -- retention ----------------------------------------------------------------------------------------
 
