@@ -108,7 +108,7 @@ MESSAGES = Feed(
         pa.field("answer", pa.string()),  # what was answered, where that is good enough to be answered again
     ),
     required=("message_time", "text"),
-    free_text=("text",),
+    free_text=("text", "answer"),
 )
 
 FEEDS = {feed.name: feed for feed in (ITEMS, EVENTS, MESSAGES)}  # items first: events are checked against them
