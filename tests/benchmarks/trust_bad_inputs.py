@@ -219,7 +219,8 @@ def _table(ended: list[Ended]) -> str:
         why = ", ".join(f"`{reason}`" for reason in one.reasons)
         ends = ("–", "–", "–") if one.stopped else (one.published, one.quarantined, one.duplicates)
         said = f"window stopped: {why}" if one.stopped else why
-        lines.append(f"| {one.case} | {one.offered} | {ends[0]} | {ends[1]} | {ends[2]} | {said} |")
+        offered = one.offered or ("–" if one.stopped else 0)
+        lines.append(f"| {one.case} | {offered} | {ends[0]} | {ends[1]} | {ends[2]} | {said} |")
     lines += ["", "## Tried elsewhere", "", "| looked for | found | by |", "|---|---|---|"]
     lines += [f"| {what} | {found} | [{by}](../../{by}) |" for what, found, by in ELSEWHERE]
     return "\n".join(lines) + "\n"
