@@ -8,6 +8,7 @@ Columns are hashed in DuckDB, once for each distinct value (190,000 sessions: 0.
 from __future__ import annotations
 
 import hmac
+import json
 import re
 from collections.abc import Iterable
 from functools import cached_property
@@ -49,7 +50,7 @@ _PHONE = re.compile(
 )
 # What a text must have for any of it to be found, in RE2's words: most texts need no second look.
 MAY_TELL = r"@|[0-9][0-9 ()./-]{5,}[0-9]"
-_FEW_IDS = 8  # each is looked for by itself; the ids of a whole window are not
+_FEW_IDS = 32  # each is looked for by itself; the ids of a whole window are not
 _CELL = re.compile(r"""[^",;\t{}\[\]:\r\n]+""")
 _WORD = re.compile(r"\w(?:[\w.@+-]*\w)?")
 
@@ -107,19 +108,20 @@ class Mask:
             if not value or value == "null":
                 return match[0]
             found.add(value)
-            return match[1] + quoted.replace(value, self.value(value))
+            return match[1] + quoted.replace(value, self.value(_unescaped(value)))
 
         masked = _PERSON_VALUE.sub(under_key, raw)
 
         def free(match: re.Match[str]) -> str:
             value = match[0].strip()
             if len(value) >= _SHORTEST_FREE_ID and (value in known or value in found):
-                return match[0].replace(value, self.value(value))
+                return match[0].replace(value, self.value(_unescaped(value)))
             return match[0]
 
         if not (known.isdisjoint(pieces := _pieces(masked)) and found.isdisjoint(pieces)):
             masked = _WORD.sub(free, _CELL.sub(free, masked))
-        return self.free_text(masked, known if len(known) <= _FEW_IDS else frozenset())
+        few = [ids for ids in (known, found) if len(ids) <= _FEW_IDS]
+        return self.free_text(masked, frozenset().union(*few))
 
     def free_text(self, raw: str, own: frozenset[str] | set[str] = frozenset()) -> str:
         """What a customer wrote, with `own` ids, e-mail addresses and phone numbers masked.
@@ -128,9 +130,20 @@ class Mask:
         """
         for value in own:
             if len(value) >= _SHORTEST_FREE_ID:
-                alone = rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])"
-                raw = re.sub(alone, self.value(value), raw)
+                written = "|".join(map(re.escape, {value, json.dumps(value)[1:-1]}))
+                alone = rf"(?<![A-Za-z0-9])(?:{written})(?![A-Za-z0-9])"
+                raw = re.sub(alone, self.value(_unescaped(value)), raw)
         return _PHONE.sub(PHONE, _ADDRESS.sub(E_MAIL, raw))
+
+
+def _unescaped(value: str) -> str:
+    """An id as it is, where raw JSON writes it with escapes."""
+    if "\\" not in value:
+        return value
+    try:
+        return str(json.loads(f'"{value}"'))
+    except ValueError:
+        return value
 
 
 def _pieces(text: str) -> set[str]:

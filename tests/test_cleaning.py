@@ -174,6 +174,13 @@ def test_a_customers_own_ids_are_masked_in_what_the_customer_writes(tmp_path: Pa
     assert text == f"I am {hidden}, 会员{hidden}号, in visit s/9921; not K-771204."
 
 
+def test_an_id_that_json_escapes_is_masked_as_itself_wherever_it_stands(tmp_path: Path) -> None:
+    user, mask = "Kunde-Äther/77120", Mask(KEY)
+    line = '{"user_id": "Kunde-\\u00c4ther/77120", "query": "I am Kunde-\\u00c4ther/77120."'
+    for known in ({user}, set()):
+        assert mask.text(line, known).replace(mask.value(user), "#") == '{"user_id": "#", "query": "I am #."'
+
+
 def test_a_missing_event_id_is_the_hash_of_the_content_whatever_the_format(tmp_path: Path) -> None:
     one = cleaned(tmp_path, event(1, event_id=None), event(1, event_id=None, price=4), event(1, event_id=None))
     put(tmp_path / "b", "a.parquet", parquet(event(1, event_id=None) | {"event_time": T0 + timedelta(minutes=10)}))
