@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import pickle
 import subprocess
@@ -12,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.schema import ITEMS
-from tests.landed import WINDOW, column, csv_lines, event, json_lines, packed, put, read, reasons
+from pipeline import labels
+from pipeline.lake import open_lake
+from pipeline.schema import ITEMS, LABELS_WANTED_SCHEMA, MESSAGES
+from tests.landed import WINDOW, column, csv_lines, event, json_lines, packed, put, read, reasons, settings_of
+from tests.small_shop import publish, typed
 
 FOLDER = f"events/{WINDOW.folder}"
 ROOT = Path(__file__).parents[1]
@@ -149,3 +153,24 @@ def test_no_pickle_is_loaded_from_the_landing_zone(zone: Path) -> None:
     assert "'unknown_format'" in done.stdout and "'unreadable_parquet'" in done.stdout
     assert done.stdout.strip().endswith(" 2 []"), done.stdout  # the good row, and the row beside the forged type
     assert not trap.exists()
+
+
+def test_no_cell_of_the_labels_file_is_a_formula_and_what_comes_back_finds_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, formula = settings_of(tmp_path), "=cmd|' /C calc'!A0"
+    monkeypatch.setattr(labels, "read_settings", lambda: settings)
+    lake, moment = open_lake(settings), WINDOW.start
+    rows = {"message_id": [formula], "message_time": [moment.isoformat()], "text": ["@SUM(1+1) my lamp"]}
+    publish(lake, MESSAGES, [WINDOW], typed(MESSAGES, pa.table(rows), WINDOW))
+    named = {"task": "support", "version": 1, "message_id": formula, "hour": moment, "kind": "label",
+             "guess": "-1+1", "confidence": 0.5, "rank": 1}
+    lake.append("labels_wanted", pa.Table.from_pylist([named], LABELS_WANTED_SCHEMA))
+    file = tmp_path / "wanted.csv"
+    assert labels.main(["export", str(file), "--task", "support"]) == 0
+    with file.open(newline="") as opened:
+        [row] = csv.DictReader(opened)
+    assert [row[name] for name in ("message_id", "guess", "text")] == [f"'{formula}", "'-1+1", "'@SUM(1+1) my lamp"]
+    file.write_text(f"message_id,kind,value\n\"'{formula}\",label,delivery\n")
+    assert labels.main(["import", str(file)]) == 0
+    assert column(lake.arrow("messages"), "label") == ["delivery"]
