@@ -108,4 +108,6 @@ def _post(url: str, line: dict[str, Any]) -> None:
     try:
         httpx.post(url, json=line, timeout=_WEBHOOK_SECONDS).raise_for_status()
     except httpx.HTTPError as error:
-        print(f"The alert's webhook did not take it: {error}. The alert stands in alerts.jsonl.")
+        # what httpx says names the address, and whoever knows a webhook's address may write to it
+        said = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
+        print(f"The alert's webhook did not take it ({said}). The alert stands in alerts.jsonl.")

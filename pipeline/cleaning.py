@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.masking import Mask
+from pipeline.masking import MAY_TELL, Mask
 from pipeline.picking import picked
 from pipeline.schema import Feed
 
@@ -73,7 +73,7 @@ def clean(
         prices: the catalogue's `item_id`, `change_time`, `price`; None: not known.
     """
     text = _trimmed(landed, feed)
-    typed = _typed(_masked(text, mask), feed, lateness_hours)
+    typed = _typed(_masked(_without_persons(text, feed, mask), mask), feed, lateness_hours)
     good = pc.is_null(typed["reason"]).combine_chunks()  # in one piece: a mask in chunks takes five times as long
     faults = _faults(feed, landed, typed.filter(pc.invert(good)), lateness_hours)
     rows = typed.drop_columns(["reason"])
@@ -92,6 +92,26 @@ def _trimmed(landed: pa.Table, feed: Feed) -> pa.Table:
             values = pc.utf8_lower(values)
         empty = pc.equal(values, "")
         landed = _replaced(landed, name, pc.if_else(empty, None, values) if pc.any(empty).as_py() else values)
+    return landed
+
+
+def _without_persons(landed: pa.Table, feed: Feed, mask: Mask) -> pa.Table:
+    """The landed rows with what tells a person masked in the columns in which customers write."""
+    persons = _persons(feed)
+    for name in feed.free_text:
+        telling = [f"regexp_matches({name}, '{MAY_TELL}')", *(f"contains({name}, {one})" for one in persons)]
+        connection = duckdb.connect()
+        numbered = landed.select([name, *persons]).append_column("number", pa.array(np.arange(len(landed))))
+        connection.register("landed", numbered)
+        chosen = connection.sql(f"SELECT * FROM landed WHERE {' OR '.join(telling)} ORDER BY number")
+        found = chosen.to_arrow_table().to_pylist()
+        if not found:
+            continue
+        masked = [mask.free_text(row[name], {row[one] for one in persons if row[one] is not None}) for row in found]
+        where = np.zeros(len(landed), bool)
+        where[[row["number"] for row in found]] = True
+        values = pc.replace_with_mask(landed[name].combine_chunks(), pa.array(where), pa.array(masked, pa.string()))
+        landed = _replaced(landed, name, pa.chunked_array([values]))
     return landed
 
 

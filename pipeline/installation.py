@@ -26,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from configparser import ConfigParser
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -57,10 +57,10 @@ class InstallationError(RuntimeError):
 class Secrets:
     """What must stay the same from start to start, and secret."""
 
-    mask_key: str
-    jwt_secret: str
-    fernet_key: str
-    admin_password: str
+    mask_key: str = field(repr=False)
+    jwt_secret: str = field(repr=False)
+    fernet_key: str = field(repr=False)
+    admin_password: str = field(repr=False)
 
     @classmethod
     def of(cls, home: Path, environment: Mapping[str, str]) -> Secrets:
@@ -73,8 +73,7 @@ class Secrets:
                 "fernet_key": _fernet_key(), "admin_password": secrets.token_urlsafe(9),
             }
             unfinished = home / f".secrets.{os.getpid()}"
-            unfinished.touch(mode=0o600)
-            unfinished.write_text(json.dumps(made, indent=2))
+            _write_secretly(unfinished, json.dumps(made, indent=2))
             unfinished.replace(path)
         held = json.loads(path.read_text())
         names = {
@@ -264,8 +263,7 @@ class Installation:
         for folder in (self.home / "logs", self.home / "airflow", self.runtime):
             folder.mkdir(parents=True, exist_ok=True)
         passwords = self.home / "airflow" / "passwords.json"
-        passwords.touch(mode=0o600)
-        passwords.write_text(json.dumps({ADMIN: self.secrets.admin_password}))
+        _write_secretly(passwords, json.dumps({ADMIN: self.secrets.admin_password}))
         (self.home / "reports").mkdir(exist_ok=True)
         config = ConfigParser(interpolation=None)
         control = self.runtime / "supervisor.sock"
@@ -430,6 +428,13 @@ def run_alone(home: Path, words: Sequence[str]) -> None:
 def _remembered(home: Path) -> dict[str, str]:
     path = home / _REMEMBERED
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _write_secretly(path: Path, text: str) -> None:
+    """Writes a file that its owner alone can read, also where one stands that others could."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_text(text)
 
 
 def _fernet_key() -> str:

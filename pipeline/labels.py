@@ -167,14 +167,26 @@ def _exported(chosen: argparse.Namespace, settings: Settings) -> str:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for row in rows:
-            text = f"'{row['text']}" if row["text"].startswith(_FORMULA) else row["text"]
-            writer.writerow({**row, "text": text, "confidence": f"{row['confidence']:.3f}"})
+            cells = {name: _as_cell(value) if isinstance(value, str) else value for name, value in row.items()}
+            writer.writerow({**cells, "confidence": f"{row['confidence']:.3f}"})
     return f"{len(rows)} messages written to {chosen.file}. Fill in the column value, then import the file."
+
+
+def _as_cell(value: str) -> str:
+    """A text that a spreadsheet shows and does not compute."""
+    return f"'{value}" if value.startswith(_FORMULA) else value
+
+
+def _from_cell(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 
 def _imported(chosen: argparse.Namespace, settings: Settings) -> str:
     with Path(chosen.file).open(newline="", encoding="utf-8-sig") as file:
-        lines = list(csv.DictReader(file))
+        lines = [
+            {**line, "message_id": _from_cell(line["message_id"])} if line.get("message_id") else line
+            for line in csv.DictReader(file)
+        ]
     missing = {"message_id", "kind", "value"} - set(lines[0] if lines else {})
     if lines and missing:
         raise LabelRefused(1, f"the file needs the columns {', '.join(sorted(missing))}", ", ".join(lines[0]))

@@ -10,6 +10,8 @@ file again replaces the window, and until then most of it counts. A file over th
 from __future__ import annotations
 
 import os
+import stat
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +51,11 @@ class LandedFile:
 
     Attributes:
         window: the window in whose folder it lies.
-        name: its path below `landing/<feed>/`.
+        name: its path below `landing/<feed>/`; what no page and no log should show is escaped in it.
         path: its path in the file system.
         size_bytes: as it lies there; -1 for what is no file.
         written_ns: when it was last written, as its file system counts; None where that does not say.
+        well_named: nothing in its name had to be escaped.
     """
 
     window: Window
@@ -60,6 +63,7 @@ class LandedFile:
     path: str
     size_bytes: int
     written_ns: int | None = None
+    well_named: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,26 +130,50 @@ class LandingZone:
 
     def _below(self, feed: str, folder: str) -> Iterator[LandedFile]:
         base = f"{self._root}/{feed}"
-        selector = pa_fs.FileSelector(f"{base}/{folder}", allow_not_found=True, recursive=True)
-        for info in self._listed(selector):
-            name = info.path[len(base) + 1 :]
+        local = isinstance(self._fs, pa_fs.LocalFileSystem)
+        listed = self._here if local else self._in_bucket
+        for path, size_bytes, written_ns in listed(f"{base}/{folder}"):
+            name = path[len(base) + 1 :]
             parts = name.split("/")
             window = _window_of(parts)
-            if window is None or info.type == pa_fs.FileType.Directory or _passed_over(parts):
+            if window is None or _passed_over(parts):
                 continue
-            if info.type == pa_fs.FileType.NotFound:  # gone since it was listed, or a link to nothing
-                continue
-            size = info.size if info.is_file and info.size is not None else -1
-            yield LandedFile(window, name, info.path, size, info.mtime_ns)
+            shown = _escaped(name)
+            yield LandedFile(window, shown, path, size_bytes, written_ns, well_named=shown == name)
 
-    def _listed(self, selector: pa_fs.FileSelector) -> list[pa_fs.FileInfo]:
+    def _here(self, folder: str) -> Iterator[tuple[str, int, int | None]]:
+        """Path, size and time of what lies below a folder of this machine; linked folders are no files and not entered.
+
+        Arrow's own listing enters links: one to `/` lists the machine, two to `.` have no end.
+        """
         try:
-            return self._fs.get_file_info(selector)
+            for top, folders, names in os.walk(folder, onerror=_raise):
+                links = [name for name in folders if Path(top, name).is_symlink()]
+                for path in (Path(top, name) for name in [*names, *links]):
+                    try:
+                        found = path.stat()
+                    except FileNotFoundError:  # gone since it was listed, or a link to nothing
+                        continue
+                    except OSError:
+                        if not path.is_symlink():
+                            raise
+                        yield str(path), -1, None  # a link to itself
+                        continue
+                    size_bytes = found.st_size if stat.S_ISREG(found.st_mode) else -1
+                    yield str(path), size_bytes, found.st_mtime_ns
         except OSError as error:
-            raise LandingError(
-                f"The landing zone's folder {selector.base_dir} must be readable; {error}. "
-                "Check the path, the rights and the connection, then run the window again."
-            ) from error
+            raise _unreadable(folder, error) from error
+
+    def _in_bucket(self, folder: str) -> Iterator[tuple[str, int, int | None]]:
+        """Path, size and time of what lies below a bucket's folder."""
+        try:
+            found = self._fs.get_file_info(pa_fs.FileSelector(folder, allow_not_found=True, recursive=True))
+        except OSError as error:
+            raise _unreadable(folder, error) from error
+        for info in found:
+            if info.type not in (pa_fs.FileType.Directory, pa_fs.FileType.NotFound):
+                size_bytes = info.size if info.is_file and info.size is not None else -1
+                yield info.path, size_bytes, info.mtime_ns
 
     def leaves(self, file: LandedFile) -> bool:
         """Whether a file is a link to a place outside the landing zone."""
@@ -161,6 +189,31 @@ class LandingZone:
             raise LandingError(
                 f"The landed file {file.path} must be readable; {error}. Check its rights, then run the window again."
             ) from error
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # nothing landed there, or it is gone since
+        raise error
+
+
+def _unreadable(folder: str, error: OSError) -> LandingError:
+    return LandingError(
+        f"The landing zone's folder {folder} must be readable; {error}. "
+        "Check the path, the rights and the connection, then run the window again."
+    )
+
+
+# Controls, invisible signs that turn or hide text, line separators, and bytes that are no UTF-8 (as surrogates).
+_NOT_FOR_NAMES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def _escaped(name: str) -> str:
+    if name.isprintable():
+        return name
+    return "".join(
+        sign.encode("unicode_escape").decode() if unicodedata.category(sign) in _NOT_FOR_NAMES else sign
+        for sign in name
+    )
 
 
 def land(feed: Feed, windows: Sequence[Window], root: str) -> Landed:
@@ -196,6 +249,9 @@ def _read(zone: LandingZone, file: LandedFile, number: int, reader: Reader) -> d
     refuse = reader.gathered.refusals.add
     if zone.leaves(file):
         refuse(number, 0, "outside_landing", "a link to a place outside the landing zone is not followed")
+        return None
+    if not file.well_named:
+        refuse(number, 0, "unusable_name", f"{file.name}; a file's name is UTF-8 without control characters")
         return None
     if file.size_bytes < 0:
         refuse(number, 0, "not_a_file", "a landed file is a regular file")

@@ -1,4 +1,4 @@
-"""Person ids become keyed hashes at the door, in columns and inside raw text that is kept for looking at.
+"""Person ids become keyed hashes at the door, in columns, in what customers write and in raw text that is kept.
 
 A table must allow to follow one customer but not to find out who it is: HMAC-SHA256 (RFC 2104) under the
 installation's secret, cut to 128 bits, which at a billion customers leaves a chance of 1e-21 of two alike.
@@ -8,6 +8,7 @@ Columns are hashed in DuckDB, once for each distinct value (190,000 sessions: 0.
 from __future__ import annotations
 
 import hmac
+import json
 import re
 from collections.abc import Iterable
 from functools import cached_property
@@ -20,20 +21,38 @@ _HEX_DIGITS = 32
 _PIECE_IDS = 10_000  # DuckDB hashes the pieces of a table on all cores; this many take a core 10 ms
 _BLOCK_BYTES = 64  # SHA-256's block: HMAC pads its key to it
 E_MAIL = "[e-mail]"
+PHONE = "[phone]"
 
 # Shorter ids than this are not looked for in running text, where "5" is a quantity far more often than a customer;
 # under a key that names a person they are masked at any length.
 _SHORTEST_FREE_ID = 4
 
-PERSON_NAME = re.compile(r"(?i)^\W*(user|customer|client|visitor|member|account|session|shopper|buyer|e?-?mail)")
+PERSON_NAME = re.compile(
+    r"(?i)^\W*(user|customer|client|visitor|member|account|session|shopper|buyer|login|phone|mobile|e?-?mail)"
+)
 # Each of these looks at a character a bounded number of times: 64 KiB without a space took 25 s before.
 _PERSON_VALUE = re.compile(
-    r"""(?ix) ((?: user|customer|client|visitor|member|account|session|shopper|buyer|e-?mail ) [\w.-]{0,32} ["']?
-    \s{0,8} [:=] \s{0,8}) ( "(?:[^"\\]|\\.)*"? | '[^']*'? | [^\s,;}\]&]+ )"""
+    r"""(?ix) ((?: user|customer|client|visitor|member|account|session|shopper|buyer|login|phone|mobile|e-?mail )
+    [\w.-]{0,32} ["']? \s{0,8} [:=] \s{0,8}) ( "(?:[^"\\]|\\.)*"? | '[^']*'? | [^\s,;}\]&]+ )"""
 )
 _ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)++")
+# Written by people, so only what is hardly anything else is taken: a date, a price, a size and a barcode (8, 12 to 14
+# digits) stay. A ten-digit ISBN that begins with 0 and has no hyphens goes.
+_PHONE = re.compile(
+    r"""(?x) (?<![A-Za-z0-9_-]) (?<!\d[.,]) (?:
+    (?:\+|00) [1-9] (?:[ ()./-]{0,3}\d){6,14}        # +49 (0)30 1234567
+    | \( 0?\d{2,5} \) [ /-]{0,2} \d(?:[ -]?\d){4,9}  # (555) 123-4567
+    | 0\d{2,4} [ /-]{1,3} \d(?:[ -]?\d){4,9}         # 0151 2345678, 030/1234567
+    | 0[1-9] (?:[ .-]\d{2}){4}                       # 06 12 34 56 78
+    | 0\d{9,10} | 1[3-9]\d{9}                        # in one piece; Chinese mobiles
+    | [2-9]\d{2} [.-] [2-9]\d{2} [.-] \d{4}          # 555-234-5678
+    ) (?![A-Za-z0-9_])"""
+)
+# What a text must have for any of it to be found, in RE2's words: most texts need no second look.
+MAY_TELL = r"@|[0-9][0-9 ()./-]{5,}[0-9]"
+_FEW_IDS = 32  # each is looked for by itself; the ids of a whole window are not
 _CELL = re.compile(r"""[^",;\t{}\[\]:\r\n]+""")
-_WORD = re.compile(r"[\w.@+-]+")
+_WORD = re.compile(r"\w(?:[\w.@+-]*\w)?")
 
 
 class Mask:
@@ -79,7 +98,7 @@ class Mask:
         """`raw` with whatever tells a person masked.
 
         That is: values under a key that names a person (`"user_id": …`, also in a line that is cut in the
-        middle), the `known` ids as a cell or a word, and e-mail addresses.
+        middle), the `known` ids as a cell or a word, e-mail addresses and phone numbers.
         """
         found: set[str] = set()
 
@@ -89,19 +108,42 @@ class Mask:
             if not value or value == "null":
                 return match[0]
             found.add(value)
-            return match[1] + quoted.replace(value, self.value(value))
+            return match[1] + quoted.replace(value, self.value(_unescaped(value)))
 
         masked = _PERSON_VALUE.sub(under_key, raw)
 
         def free(match: re.Match[str]) -> str:
             value = match[0].strip()
             if len(value) >= _SHORTEST_FREE_ID and (value in known or value in found):
-                return match[0].replace(value, self.value(value))
+                return match[0].replace(value, self.value(_unescaped(value)))
             return match[0]
 
         if not (known.isdisjoint(pieces := _pieces(masked)) and found.isdisjoint(pieces)):
             masked = _WORD.sub(free, _CELL.sub(free, masked))
-        return _ADDRESS.sub(E_MAIL, masked)
+        few = [ids for ids in (known, found) if len(ids) <= _FEW_IDS]
+        return self.free_text(masked, frozenset().union(*few))
+
+    def free_text(self, raw: str, own: frozenset[str] | set[str] = frozenset()) -> str:
+        """What a customer wrote, with `own` ids, e-mail addresses and phone numbers masked.
+
+        Another customer's id that is no address and no number is not known to be one, and stays.
+        """
+        for value in own:
+            if len(value) >= _SHORTEST_FREE_ID:
+                written = "|".join(map(re.escape, {value, json.dumps(value)[1:-1]}))
+                alone = rf"(?<![A-Za-z0-9])(?:{written})(?![A-Za-z0-9])"
+                raw = re.sub(alone, self.value(_unescaped(value)), raw)
+        return _PHONE.sub(PHONE, _ADDRESS.sub(E_MAIL, raw))
+
+
+def _unescaped(value: str) -> str:
+    """An id as it is, where raw JSON writes it with escapes."""
+    if "\\" not in value:
+        return value
+    try:
+        return str(json.loads(f'"{value}"'))
+    except ValueError:
+        return value
 
 
 def _pieces(text: str) -> set[str]:

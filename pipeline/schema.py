@@ -33,6 +33,7 @@ class Feed:
         time: the column with the time at which the row happened.
         columns: the columns that a landing file may carry, typed as published (user_id: raw).
         required: raw columns without which no row of a file can be used.
+        free_text: columns in which customers write: what tells a person in them is masked.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Feed:
     time: str
     columns: tuple[pa.Field, ...]
     required: tuple[str, ...]
+    free_text: tuple[str, ...] = ()
 
     @property
     def raw_names(self) -> tuple[str, ...]:
@@ -70,6 +72,7 @@ EVENTS = Feed(
         pa.field("basket_id", pa.string()),  # order or basket, where the shop has one
     ),
     required=("event_type", "event_time"),
+    free_text=("query",),
 )
 
 ITEMS = Feed(
@@ -105,6 +108,7 @@ MESSAGES = Feed(
         pa.field("answer", pa.string()),  # what was answered, where that is good enough to be answered again
     ),
     required=("message_time", "text"),
+    free_text=("text", "answer"),
 )
 
 FEEDS = {feed.name: feed for feed in (ITEMS, EVENTS, MESSAGES)}  # items first: events are checked against them

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class ApiKey:
 
     name: str
     role: str
-    key: str
+    key: str = field(repr=False)
 
 
 def read_keys(text: str) -> tuple[ApiKey, ...]:

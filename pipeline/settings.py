@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """One installation.
+    """One installation. Its repr leaves out what is secret, and addresses, which may carry a password.
 
     Attributes:
         home: folder of everything that this installation writes (`EVERGREEN_HOME`).
@@ -50,12 +50,12 @@ class Settings:
     """
 
     home: Path
-    landing: str
-    lake: str
+    landing: str = field(repr=False)
+    lake: str = field(repr=False)
     reports: Path
-    tracking_uri: str
-    mask_key: str
-    lock_url: str | None = None
+    tracking_uri: str = field(repr=False)
+    mask_key: str = field(repr=False)
+    lock_url: str | None = field(default=None, repr=False)
     tasks: tuple[str, ...] = ("recommend",)
     lateness_hours: int = 48
     absent_columns: frozenset[str] = frozenset()
@@ -64,7 +64,7 @@ class Settings:
     encoder: str = "minilm"
     schedule_end: datetime | None = None
     pages_url: str | None = None
-    alert_url: str | None = None
+    alert_url: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.mask_key) < 32:  # HMAC-SHA256's security needs a key no shorter than half its output (RFC 2104, 3)

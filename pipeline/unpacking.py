@@ -18,6 +18,10 @@ import pyarrow as pa
 # 1 GiB unpacked is four million events of 250 bytes, several times the largest hour that one file should carry
 # (a larger hour lands as several files), and fits the memory of a small machine together with its Arrow form.
 MAX_FILE_BYTES = 1 << 30
+# Equal values pack to almost nothing, so rows are limited beside bytes: 16 million of the narrowest fill the bytes.
+MAX_FILE_ROWS = 16_000_000
+# A JSON array is parsed as a whole, into objects that take ten to thirty times its size; JSON lines are not.
+MAX_DOCUMENT_BYTES = 64 << 20
 # An event has 250 bytes, the longest product text some thousands: 1 MiB is no row but an accident or an attack.
 MAX_LINE_BYTES = 1 << 20
 # What of an unreadable row or file is kept for looking at; enough to see what it is.

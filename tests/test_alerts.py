@@ -79,3 +79,15 @@ def test_a_webhook_that_does_not_answer_fails_nothing(tmp_path: Path, capsys: py
     assert raise_alert(settings, "behind", "seven hours")
     assert "did not take it" in capsys.readouterr().out
     assert len(open_alerts(settings)) == 1
+
+
+def test_the_address_of_a_webhook_that_refuses_is_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # which has no POST: 501
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = settings_of(tmp_path, f"http://127.0.0.1:{server.server_port}/hook-of-ours")
+    assert raise_alert(settings, "behind", "seven hours")
+    server.shutdown()
+    said = capsys.readouterr().out
+    assert "(501)" in said and "hook-of-ours" not in said

@@ -142,6 +142,45 @@ def test_raw_text_is_kept_without_what_tells_a_person(raw: str, left: str) -> No
         assert secret not in masked
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("call +49 (0)30 1234567 or 0151 23456789.", "call [phone] or [phone]."),
+        ("my number is (555) 123-4567, or 555-234-5678", "my number is [phone], or [phone]"),
+        ("电话13812345678谢谢", "电话[phone]谢谢"),
+        ("06 12 34 56 78", "[phone]"),
+        ("write to ann.b+shop@mail.example!", "write to [e-mail]!"),
+        ("iphone 15 128 gb, 4006381333931, size 10 12 14", "iphone 15 128 gb, 4006381333931, size 10 12 14"),
+        ("on 2026-01-05 13:10:00 or 01/02/2026 12", "on 2026-01-05 13:10:00 or 01/02/2026 12"),
+        ("order 1234567890 for 12.0345 each", "order 1234567890 for 12.0345 each"),
+        ("account: blocked", "account: blocked"),
+    ],
+)
+def test_addresses_and_phone_numbers_are_masked_in_what_customers_write(
+    tmp_path: Path, written: str, kept: str
+) -> None:
+    search = event(1, event_type="search", query=written)
+    put(tmp_path, "a.jsonl", json_lines(search, event(2)))
+    assert column(clean(EVENTS, read(tmp_path).rows, Mask(KEY), 48).rows, "query") == [kept, None]
+
+
+def test_a_customers_own_ids_are_masked_in_what_the_customer_writes(tmp_path: Path) -> None:
+    said = "I am K-77120, 会员K-77120号, in visit s/9921; not K-771204."
+    row = {"message_time": "2026-01-05T13:10:00Z", "text": said, "user_id": "K-77120"}
+    put(tmp_path, "a.jsonl", json_lines(row), feed="messages")
+    mask = Mask(KEY)
+    (text,) = column(clean(MESSAGES, read(tmp_path, MESSAGES).rows, mask, 48).rows, "text")
+    hidden = mask.value("K-77120")
+    assert text == f"I am {hidden}, 会员{hidden}号, in visit s/9921; not K-771204."
+
+
+def test_an_id_that_json_escapes_is_masked_as_itself_wherever_it_stands(tmp_path: Path) -> None:
+    user, mask = "Kunde-Äther/77120", Mask(KEY)
+    line = '{"user_id": "Kunde-\\u00c4ther/77120", "query": "I am Kunde-\\u00c4ther/77120."'
+    for known in ({user}, set()):
+        assert mask.text(line, known).replace(mask.value(user), "#") == '{"user_id": "#", "query": "I am #."'
+
+
 def test_a_missing_event_id_is_the_hash_of_the_content_whatever_the_format(tmp_path: Path) -> None:
     one = cleaned(tmp_path, event(1, event_id=None), event(1, event_id=None, price=4), event(1, event_id=None))
     put(tmp_path / "b", "a.parquet", parquet(event(1, event_id=None) | {"event_time": T0 + timedelta(minutes=10)}))

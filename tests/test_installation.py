@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.demo import DemoFailed, Stream, clear
 from pipeline.installation import Installation
+from pipeline.serving import read_keys
 from pipeline.sources import SourceError
 from pipeline.sources.simulator import ShopSimulator
 
@@ -20,6 +21,26 @@ def test_secrets_are_made_once_and_read_by_their_owner_alone(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
     assert len(first.mask_key) >= 32 and len(first.jwt_secret) >= 64
     assert Installation(tmp_path / "other", {}).secrets != first
+
+
+def test_secret_files_are_their_owners_also_where_others_could_read_them(tmp_path: Path) -> None:
+    passwords = tmp_path / "airflow" / "passwords.json"
+    passwords.parent.mkdir()
+    passwords.write_text("{}")
+    passwords.chmod(0o644)
+    Installation(tmp_path, {"EVERGREEN_DATABASE": "postgresql+psycopg2://me:hidden@db"})._write_configuration()
+    assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
+
+
+def test_no_secret_is_shown_where_an_object_is_printed(tmp_path: Path) -> None:
+    told = {
+        "EVERGREEN_MASK_KEY": "hidden-mask-key-of-33-characters-", "EVERGREEN_LOCK_URL": "postgresql://me:hidden@db",
+        "EVERGREEN_MLFLOW": "https://me:hidden@mlflow", "EVERGREEN_ALERT_URL": "https://chat/hidden",
+        "EVERGREEN_LANDING": "s3://id:hidden@bucket", "EVERGREEN_HOME": str(tmp_path),
+    }
+    installation = Installation(tmp_path, {**told, "EVERGREEN_ADMIN_PASSWORD": "hidden"})
+    shown = repr(installation.settings) + repr(installation.secrets) + repr(read_keys("shop:read:hidden-api-key-of-24"))
+    assert "hidden" not in shown and installation.secrets.jwt_secret not in shown
 
 
 def test_a_secret_of_the_environment_wins(tmp_path: Path) -> None:

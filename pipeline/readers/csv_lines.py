@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from pipeline.masking import PERSON_NAME
-from pipeline.readers.gathered import Gathered
+from pipeline.readers.gathered import NO_HEADER, Gathered
 from pipeline.schema import Feed
 from pipeline.unpacking import MAX_LINE_BYTES, BrokenFile, CutLine, Lines, LongLine
 
@@ -34,13 +34,16 @@ class CsvLines:
         if not len(lines):
             return
         header = [name.strip() for name in next(csv.reader([lines[0].as_py()], delimiter=delimiter))]
-        lines, numbers = lines.slice(1), numbers[1:]
         problem = self.into.header_problem(file, header)
+        if problem is None or problem[0] != NO_HEADER:  # without a header the first line is a row like the others
+            lines, numbers = lines.slice(1), numbers[1:]
         if problem:
             people = [place for place, name in enumerate(header) if PERSON_NAME.search(name)]
             for number, line in zip(numbers.tolist(), lines.to_pylist(), strict=True):
                 self._remember_cells(line, delimiter, people)
-                self.into.refusals.add(file, number, *problem, line)
+                # where nothing says which cell tells a person, none is kept
+                kept = None if problem[0] == NO_HEADER else line
+                self.into.refusals.add(file, number, *problem, kept, len(line.encode()))
             return
         place = self.into.keep(lines)
         places = np.arange(place, place + len(lines))

@@ -12,9 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.schema import Feed
-from pipeline.unpacking import MAX_LINE_BYTES, MAX_RAW_BYTES, BrokenFile, CutLine, Lines, LongLine
+from pipeline.schema import FEEDS, Feed
+from pipeline.unpacking import (
+    MAX_FILE_ROWS,
+    MAX_LINE_BYTES,
+    MAX_RAW_BYTES,
+    BrokenFile,
+    CutLine,
+    Lines,
+    LongLine,
+)
 
+_COLUMNS = frozenset(name for feed in FEEDS.values() for name in feed.raw_names)
+NO_HEADER = "no_header"
 WHOLE_FILE = 0  # source_row of a refusal that is about a file, not about a row of it
 _BLANK_BYTES = 16  # no row of any feed is as short, and no blank line longer (or it is malformed, which is no harm)
 
@@ -99,6 +109,7 @@ class Gathered:
         self, file: int, parts: Iterator[Lines | LongLine | CutLine]
     ) -> Iterator[tuple[pa.Array, np.ndarray]]:
         """UTF-8 lines that are not blank, as `[lines]` string, and their numbers; the others are refused."""
+        rows = 0
         for part in parts:
             if isinstance(part, LongLine):
                 self.refusals.add(
@@ -122,6 +133,9 @@ class Gathered:
                 if len(lines) and pc.min(pc.binary_length(lines)).as_py() <= _BLANK_BYTES:
                     blank = pc.match_substring_regex(lines, r"^\s*$")
                     lines, numbers = lines.filter(pc.invert(blank)), numbers[~blank.to_numpy(zero_copy_only=False)]
+                rows += len(lines)
+                if rows > MAX_FILE_ROWS:
+                    raise BrokenFile("too_large", f"over {MAX_FILE_ROWS} rows; land it as several files")
                 yield lines, numbers
 
     def _utf8_lines(self, file: int, part: Lines) -> tuple[pa.Array, np.ndarray]:
@@ -144,6 +158,8 @@ class Gathered:
 
     def header_problem(self, file: int, header: Sequence[str]) -> tuple[str, str] | None:
         """Reason and detail why no row of a file with such columns can be used; notes the columns of no feed."""
+        if _COLUMNS.isdisjoint(header):  # not shown: in a file without a header these are the first row's values
+            return NO_HEADER, f"none of the {len(header)} names is a column of any feed; is the header missing?"
         known = [name for name in header if name in self.feed.raw_names]
         twice = sorted({name for name in known if known.count(name) > 1})
         if twice:

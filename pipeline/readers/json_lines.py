@@ -14,7 +14,7 @@ from pipeline.masking import PERSON_NAME
 from pipeline.picking import picked
 from pipeline.readers.gathered import WHOLE_FILE, Gathered, raw_schema, shortened
 from pipeline.schema import Feed
-from pipeline.unpacking import BrokenFile, CutLine, Lines, LongLine
+from pipeline.unpacking import MAX_DOCUMENT_BYTES, BrokenFile, CutLine, Lines, LongLine
 
 # A number that is no integer may have lost its spelling; a bracket may open a nested value.
 _DOUBTFUL_TEXT = r"^-?[0-9]+(\.[0-9]+([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)$|^[\[{]"
@@ -38,7 +38,7 @@ class JsonLines:
     def _take(self, file: int, good: Iterator[tuple[pa.Array, np.ndarray]], *, whole_document: bool) -> None:
         for number, (lines, numbers) in enumerate(good):
             if whole_document and number == 0 and len(lines) and lines[0].as_py().lstrip().startswith("["):
-                self._take_array(file, pa.concat_arrays([lines, *(more for more, _ in good)]))
+                self._take_array(file, pa.concat_arrays(_document(lines, good)))
                 return
             self._parts.append((file, self.into.keep(lines), lines, numbers))
 
@@ -147,6 +147,19 @@ class JsonLines:
             self.into.refusals.add(file, number, *problems[file], line)
             self.into.extra.pop(file, None)
         return rows.filter(pc.invert(wrong))
+
+
+def _document(first: pa.Array, rest: Iterator[tuple[pa.Array, np.ndarray]]) -> list[pa.Array]:
+    """The lines of a JSON array, as long as it is short enough to be parsed as a whole."""
+    parts, size_bytes = [first], first.nbytes
+    for more, _ in rest:
+        parts.append(more)
+        size_bytes += more.nbytes
+        if size_bytes > MAX_DOCUMENT_BYTES:
+            break
+    if size_bytes > MAX_DOCUMENT_BYTES:
+        raise BrokenFile("too_large", f"a JSON array of over {MAX_DOCUMENT_BYTES} bytes; land it as JSON lines")
+    return parts
 
 
 def _doubtful(values: pa.ChunkedArray, *, number: bool) -> np.ndarray:

@@ -6,15 +6,12 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.masking import PERSON_NAME
-from pipeline.readers.gathered import WHOLE_FILE, Gathered, shortened
-from pipeline.unpacking import MAX_FILE_BYTES, MAX_RAW_BYTES
-
-# Lists of equal values pack to almost nothing in Parquet, so rows are limited beside bytes: 16 million of the
-# narrowest rows fill MAX_FILE_BYTES.
-MAX_FILE_ROWS = 16_000_000
+from pipeline.readers.gathered import NO_HEADER, WHOLE_FILE, Gathered, shortened
+from pipeline.unpacking import MAX_FILE_BYTES, MAX_FILE_ROWS, MAX_RAW_BYTES
 
 
 class Parquet:
@@ -46,27 +43,40 @@ class Parquet:
             return
         names = parquet.schema_arrow.names
         problem = self.into.header_problem(file, names)
-        begin = 0
+        wanted = None if problem else [name for name in names if name in self.into.feed.raw_names]
+        # as dictionaries: a long text that is repeated a million times takes its own size, and is counted before
+        # it is laid out
+        parquet = pq.ParquetFile(pa.BufferReader(content), read_dictionary=_texts(parquet.metadata))
+        tables, broken, expanded_bytes = [], None, 0
         for group in range(parquet.num_row_groups):
             try:
-                table = parquet.read_row_group(
-                    group, columns=None if problem else [name for name in names if name in self.into.feed.raw_names]
-                )
+                tables.append(parquet.read_row_group(group, columns=wanted))
             except (pa.ArrowException, OSError) as error:
-                detail = f"row group {group + 1} of {parquet.num_row_groups}: {shortened(str(error))}"
-                self.into.refusals.add(file, begin + 1, "truncated_file", detail)
+                broken = f"row group {group + 1} of {parquet.num_row_groups}: {shortened(str(error))}"
+                break
+            expanded_bytes += sum(_expanded_bytes(part) for column in tables[-1].columns for part in column.chunks)
+            if expanded_bytes > MAX_FILE_BYTES:
+                detail = f"over {MAX_FILE_BYTES} bytes, repeated values laid out; land it as several files"
+                self.into.refusals.add(file, WHOLE_FILE, "too_large", detail, None, content.size)
+                self.into.extra.pop(file, None)
                 return
+        begin = 0
+        for table in tables:
             if problem:
                 self._refuse_rows(file, table, begin, problem)
             else:
                 self._add_typed(file, table, np.arange(begin + 1, begin + len(table) + 1))
             begin += len(table)
+        if broken:
+            self.into.refusals.add(file, begin + 1, "truncated_file", broken)
 
     def _refuse_rows(self, file: int, table: pa.Table, begin: int, problem: tuple[str, str]) -> None:
         people = [name for name in table.column_names if PERSON_NAME.search(name)]
         for number, row in enumerate(table.to_pylist(), start=begin + 1):
             self.into.persons.update(str(row[name]) for name in people if row[name] is not None)
-            self.into.refusals.add(file, number, *problem, json.dumps(row, default=str, ensure_ascii=False))
+            text = json.dumps(row, default=str, ensure_ascii=False)
+            kept = None if problem[0] == NO_HEADER else text
+            self.into.refusals.add(file, number, *problem, kept, len(text.encode()))
 
     def _add_typed(self, file: int, table: pa.Table, numbers: np.ndarray) -> None:
         columns = {}
@@ -86,6 +96,25 @@ class Parquet:
         text = pa.table(columns)
         text = text if good.all() else text.filter(pa.array(good))
         self.into.add(file, text, numbers[good], np.full(int(good.sum()), -1))
+
+
+def _texts(metadata: pq.FileMetaData) -> list[str]:
+    """The paths of the columns of text or bytes."""
+    columns = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    kinds = ("STRING", "NONE", "JSON", "ENUM")
+    return [one.path for one in columns if one.physical_type == "BYTE_ARRAY" and one.logical_type.type in kinds]
+
+
+def _expanded_bytes(values: pa.Array) -> int:
+    """What values take once every repetition stands by itself."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return (pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0) + values.indices.nbytes
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _expanded_bytes(values.flatten())
+    if pa.types.is_struct(kind):
+        return sum(_expanded_bytes(part) for part in values.flatten())
+    return int(values.nbytes)
 
 
 def _as_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:

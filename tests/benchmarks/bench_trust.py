@@ -21,6 +21,7 @@ from pipeline.settings import REPOSITORY
 RESULTS = REPOSITORY / "tests" / "benchmarks" / "results" / "trust.json"
 PARTS = {  # part -> the module that measures it, imported when it is asked for
     "rollback": "tests.benchmarks.trust_rollback",
+    "bad_inputs": "tests.benchmarks.trust_bad_inputs",
     "gate": "tests.benchmarks.trust_gate",
     "poison": "tests.benchmarks.trust_poison",
     "watch": "tests.benchmarks.trust_watch",
