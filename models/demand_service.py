@@ -15,6 +15,7 @@ price could as well go up as down, there is no advice.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -192,7 +193,7 @@ class DemandModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Loads the arrays."""
-        compact = import_module(f"{context.model_config['code_package']}.compact_demand")
+        compact = own_module(context.model_config["code_package"], "compact_demand")
         self._service = DemandService(compact.CompactDemand.load(Path(context.artifacts["demand"])))
 
     def predict(
@@ -234,6 +235,18 @@ def _numbers(row: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str,
             raise RequestRefused(name, rule, value)
         found[name] = number
     return found
+
+
+def own_module(package: str, name: str) -> Any:
+    """A module of the code that came with the model.
+
+    Models of one code share it in a process. Where the first of them was loaded from a folder that is gone (MLflow
+    tries a model out in a temporary one when it is registered), the rest of the code is found beside this model.
+    """
+    held = sys.modules.get(package)
+    if held is not None and not any(Path(path).is_dir() for path in held.__path__):
+        del sys.modules[package]
+    return import_module(f"{package}.{name}")
 
 
 mlflow.models.set_model(DemandModel())

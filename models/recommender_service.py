@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from threading import Lock
 from typing import Any
 from urllib.parse import quote
@@ -164,7 +166,7 @@ class RecommenderModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Loads the arrays; the text encoder waits for the first query."""
         package = context.model_config["code_package"]
-        compact = import_module(f"{package}.compact_recommender")
+        compact = own_module(package, "compact_recommender")
         recommender = compact.CompactRecommender.load(_path(context.artifacts["recommender"]))
         held: list[Any] = []
         loading = Lock()  # MLflow's server answers each request in a thread of its own
@@ -222,8 +224,8 @@ def _text_encoder_folder(context: Any) -> Any:
 def load_text_encoder(package: str, folder: Any) -> Any:
     """The encoder in a folder (a path): the compact one, or one that needs TensorFlow where it has no such form."""
     if (folder / "compact.json").is_file():
-        return import_module(f"{package}.compact_text_encoder").CompactTextEncoder.load(folder)
-    return import_module(f"{package}.text_encoder").load_saved(folder)
+        return own_module(package, "compact_text_encoder").CompactTextEncoder.load(folder)
+    return own_module(package, "text_encoder").load_saved(folder)
 
 
 def _path(location: str) -> Any:
@@ -261,6 +263,18 @@ def _age(days: Any) -> float:
     except (TypeError, ValueError):
         return 0.0
     return 0.0 if np.isnan(age) else min(max(age, 0.0), _OLDEST_DAYS)
+
+
+def own_module(package: str, name: str) -> Any:
+    """A module of the code that came with the model.
+
+    Models of one code share it in a process. Where the first of them was loaded from a folder that is gone (MLflow
+    tries a model out in a temporary one when it is registered), the rest of the code is found beside this model.
+    """
+    held = sys.modules.get(package)
+    if held is not None and not any(Path(path).is_dir() for path in held.__path__):
+        del sys.modules[package]
+    return import_module(f"{package}.{name}")
 
 
 mlflow.models.set_model(RecommenderModel())

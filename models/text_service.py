@@ -8,6 +8,7 @@ imports under the name that the model's configuration gives (`code_package`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -90,7 +91,7 @@ class TextModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Loads the arrays; the text encoder waits for the first request."""
         package = context.model_config["code_package"]
-        compact = import_module(f"{package}.compact_text")
+        compact = own_module(package, "compact_text")
         classifier = compact.CompactTextClassifier.load(Path(context.artifacts["classifier"]))
         held: list[Any] = []
         loading = Lock()  # MLflow's server answers each request in a thread of its own
@@ -98,7 +99,7 @@ class TextModel(PythonModel):
         def text_encoder() -> Any:
             with loading:
                 if not held:
-                    held.append(import_module(f"{package}.text_encoder").load_saved(_text_encoder_folder(context)))
+                    held.append(own_module(package, "text_encoder").load_saved(_text_encoder_folder(context)))
             return held[0]
 
         self._service = TextService(classifier, text_encoder)
@@ -114,6 +115,18 @@ def _text_encoder_folder(context: Any) -> Path:
     """Where the encoder's files are: in the registry once for many versions, or among the model's own artifacts."""
     shared = context.model_config.get("shared", {}).get("text_encoder")
     return Path(mlflow.artifacts.download_artifacts(shared) if shared else context.artifacts["text_encoder"])
+
+
+def own_module(package: str, name: str) -> Any:
+    """A module of the code that came with the model.
+
+    Models of one code share it in a process. Where the first of them was loaded from a folder that is gone (MLflow
+    tries a model out in a temporary one when it is registered), the rest of the code is found beside this model.
+    """
+    held = sys.modules.get(package)
+    if held is not None and not any(Path(path).is_dir() for path in held.__path__):
+        del sys.modules[package]
+    return import_module(f"{package}.{name}")
 
 
 mlflow.models.set_model(TextModel())

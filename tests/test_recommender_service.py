@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 
+from models import demand_service, recommender_service, text_service
 from models.compact_recommender import CompactRecommender, best
 from models.recommender_service import RecommenderModel, RecommenderService
 from models.text_encoder import load_text_encoder
@@ -171,3 +173,19 @@ def test_the_recommender_that_is_timed_has_the_arrays_of_a_real_one(learner: Rec
     ]
     assert shapes[0] == shapes[1]
     assert {name: array.dtype for name, array in timed.items()} == {name: array.dtype for name, array in real.items()}
+
+
+@pytest.mark.parametrize("service", [recommender_service, demand_service, text_service])
+def test_the_rest_of_a_models_code_is_found_though_the_copy_that_came_first_is_gone(
+    service: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"code_of_{service.__name__.rsplit('.', 1)[-1]}"
+    for place in ("first", "second"):
+        (tmp_path / place / name).mkdir(parents=True)
+        for module in ("__init__", "one", "two"):
+            (tmp_path / place / name / f"{module}.py").write_text(f"VALUE = {module!r}\n")
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    assert service.own_module(name, "one").VALUE == "one"
+    shutil.rmtree(tmp_path / "first")
+    monkeypatch.syspath_prepend(tmp_path / "second")
+    assert service.own_module(name, "two").VALUE == "two"
