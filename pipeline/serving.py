@@ -49,7 +49,7 @@ from pipeline.serving_schema import (
 from pipeline.settings import Settings, SettingsError, read_settings
 
 MOST_BYTES = 256 * 1024  # of a request: 256 history items with ids of 200 characters are 60 KB
-REQUESTS_PER_MINUTE = 6_000  # for each key: a hundred a second, twice what one process answers at its p99
+REQUESTS_PER_MINUTE = 6_000  # for each key and process: a hundred a second, so that one cannot starve the others
 _ROLES = {"read": {"read"}, "operate": {"read", "operate"}}
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -141,7 +141,7 @@ def _allowed(keys: Sequence[ApiKey], limit: KeyedLimit) -> Callable[[str], Calla
                 if role not in _ROLES[found[0].role]:
                     raise HTTPException(403, f"This needs a key of the role {role}; yours is {found[0].role}.")
                 name = found[0].name
-            wait = limit.wait_seconds(name)
+            wait = limit.wait_seconds(name) if keys else 0.0  # whoever needs no key is on this machine
             if wait > 0:
                 raise HTTPException(
                     429, f"At most {limit.per_minute} requests a minute are answered to {name!r}. Ask again later.",
