@@ -110,14 +110,13 @@ class CsvLines:
 
         def refuse(row: pa_csv.InvalidRow) -> str:
             bad.append(row)
-            return "skip" if row.number is not None else "error"
+            return "skip"
 
         content = _bytes_of(lines)
         try:
-            table = _read_csv(content, header, self.into.feed, delimiter, refuse, threads=True)
-        except pa.ArrowInvalid:
-            bad.clear()  # only one thread knows the numbers of the rows that it skips
-            table = _read_csv(content, header, self.into.feed, delimiter, refuse, threads=False)
+            table = _read_csv(content, header, self.into.feed, delimiter, None)
+        except pa.ArrowInvalid:  # only one thread knows the numbers of the rows that it skips
+            table = _read_csv(content, header, self.into.feed, delimiter, refuse)
         skipped = np.array([row.number - 1 for row in bad], np.int64)
         for row, at in zip(bad, skipped.tolist(), strict=True):
             line = lines[at].as_py()
@@ -159,16 +158,15 @@ def _read_csv(
     header: Sequence[str],
     feed: Feed,
     delimiter: str,
-    refuse: Callable[[pa_csv.InvalidRow], str],
-    *,
-    threads: bool,
+    refuse: Callable[[pa_csv.InvalidRow], str] | None,
 ) -> pa.Table:
+    """The rows by several threads where none is refused, or by one that shows `refuse` each row that it skips."""
     known = [name for name in header if name in feed.raw_names]
     # names of other columns may repeat or be empty: they are not read
     names = [name if name in feed.raw_names else f"extra {place}" for place, name in enumerate(header)]
     return pa_csv.read_csv(
         pa.BufferReader(content),
-        pa_csv.ReadOptions(column_names=names, use_threads=threads, block_size=4 * MAX_LINE_BYTES),
+        pa_csv.ReadOptions(column_names=names, use_threads=refuse is None, block_size=4 * MAX_LINE_BYTES),
         pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=refuse, ignore_empty_lines=False),
         pa_csv.ConvertOptions(
             include_columns=known,
