@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from pipeline.lake import Lake, Snapshot, open_lake
 from pipeline.settings import REPOSITORY, Settings
 from pipeline.sources.mapping import mapping_of
 from pipeline.sources.replay import MappedLog
+from pipeline.sources.shop import ShopSize
+from pipeline.sources.simulator import ShopSimulator
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import Task
 from pipeline.window import Window
@@ -111,6 +113,26 @@ class ShopLog:
             ingest(windows, settings, lambda line: None)
             versions[step] = {table: lake.version(table) for table in ("events", "items")}
         noted.write_text(json.dumps(versions))
+        return cls(protocol, settings, versions)
+
+    @classmethod
+    def simulated(cls, home: Path, seed: int, size: ShopSize) -> ShopLog:
+        """Lands and ingests a simulated shop: its history in one piece, then day by day."""
+        source = ShopSimulator(seed, **asdict(size))
+        history = size.history_days - 1
+        protocol = Protocol(
+            "simulated", home, source.first, 1, history, size.history_days, size.history_days + size.hours // 24 - 1,
+            "", {},
+        )
+        settings = Settings(
+            home=home, landing=str(home / "landing"), lake=str(home / "lake"), reports=home / "reports",
+            tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mask_key="k" * 64, seed=seed, encoder="minilm",
+        )
+        lake, versions = open_lake(settings), {}
+        for step, windows in cls._steps(protocol, source.windows, None).items():
+            source.land(windows, home / "landing")
+            ingest(windows, settings, lambda line: None)
+            versions[step] = {table: lake.version(table) for table in ("events", "items")}
         return cls(protocol, settings, versions)
 
     @staticmethod
