@@ -142,3 +142,11 @@ def test_a_day_on_which_the_price_moved_says_nothing_of_the_answer_to_it(land) -
     moved = PRICE_DAYS - 1 - (day - 20)
     assert last[2, moved] == 0.0 and last[2, moved - 1] > 0.0 and last[2, moved + 1] > 0.0
     assert last[0, moved + 1] - last[0, moved - 1] == pytest.approx(np.log(0.8), abs=1e-5)
+
+
+def test_an_hour_of_lost_searches_alone_teaches_nothing(land) -> None:
+    lost = sale("a", 1) | {"item_id": None, "event_type": "search", "query": "lamp", "quantity": None}
+    _, tables = land([sale("a", 0), lost], [change("a", 0, price=10.0)])
+    events = tables.arrow("events")
+    rows = events.filter(pc.is_null(events["item_id"]))
+    assert len(rows) == 1 and len(demand_examples.teaching(tables, rows)) == 0

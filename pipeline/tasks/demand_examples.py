@@ -59,7 +59,7 @@ def teaching(tables: Snapshot, rows: pa.Table) -> pa.Table:
     """The rows of an item's first hour with an event on a day, where days of the item are taught by it."""
     pairs = _pairs(rows)
     taught = _taught(tables, pairs)
-    place = pa.array(_keys(pairs.item_id, pairs.hour))
+    place = pa.array(_keys(pairs.item_id, pairs.hour), pa.string())
     return rows.filter(pc.and_(
         pc.is_valid(rows["item_id"]),
         pc.is_in(_key_column(rows), value_set=place.filter(pa.array(pairs.index.isin(taught.pair.unique())))),
