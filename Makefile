@@ -8,7 +8,7 @@ RUN := $(BIN)/python -m
 SOURCE ?= simulated
 HOURS ?= 12
 SEED ?= 20260101
-TASKS ?= recommend
+TASKS ?= recommend,demand,support,sentiment
 
 # make serve's choices
 PORT ?= 8088

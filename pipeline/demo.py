@@ -27,7 +27,7 @@ from pipeline.registry import RegistryError, open_registry
 from pipeline.report import WindowLine, as_table, draw_quality, metric_of, pooled, window_lines
 from pipeline.settings import REPOSITORY, SettingsError
 from pipeline.sources import Source, SourceError, open_source
-from pipeline.tasks.catalogue import entry
+from pipeline.tasks.catalogue import TASKS, entry
 from pipeline.window import Window, windows_between
 
 # So many windows may wait for an update before the next one arrives: updates take in what is there, as they would
@@ -89,10 +89,10 @@ class Demo:
         self._airflow.wait_for_dags(["ingest", "watch", *learning])
         say_where(self._installation, self._say)
         self._load_history()
-        for task in tasks:
-            self._stage(f"training the first model of {task} from the pretrained base")
-            dag = f"retrain_{task}"
-            self._finish(dag, self._airflow.trigger(dag, {"reason": "first model"}), "learn")
+        self._stage(f"training the first model of {', '.join(tasks)} from the pretrained base")
+        runs = {f"retrain_{task}": self._airflow.trigger(f"retrain_{task}", {"reason": "first model"}) for task in tasks}
+        for dag, run in runs.items():
+            self._finish(dag, run, "learn")
         self._stage(f"{len(self._stream.arriving)} hours arrive")
         self._arrive()
         self._finish("watch", self._airflow.trigger("watch"), "look")
@@ -266,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", help="path or http(s) URL of the log (not for simulated)")
     add("--mapping", help="path of a mapping file; wins over --source")
     add("--hours", type=int, default=12, help="hours that arrive one by one (default: %(default)s)")
-    add("--tasks", default="recommend", help="tasks that learn, comma separated (default: %(default)s)")
+    add("--tasks", default=",".join(TASKS), help="tasks that learn, comma separated (default: %(default)s)")
     add("--seed", type=int, default=20260101, help="of everything drawn at random (default: %(default)s)")
     add("--keep", action="store_true", help="leave Airflow and MLflow running at the end")
     return parser

@@ -301,6 +301,9 @@ def _first(comparisons: tuple[Comparison, ...]) -> Decision:
     ), comparisons)
 
 
+_NO_DIFFERENCE = 1e-9  # two models that answer alike differ by rounding
+
+
 def _against_champion(comparisons: tuple[Comparison, ...]) -> Decision:
     worse = [one for one in comparisons if one.worse]
     if worse:
@@ -309,7 +312,7 @@ def _against_champion(comparisons: tuple[Comparison, ...]) -> Decision:
     if open_ones:
         return Decision("hold", tuple(_missing(one) for one in open_ones), comparisons)
     main = comparisons[0]
-    verdict = "Shown to be better" if main.low > 0.0 else "Shown to be not worse"
+    verdict = "Shown to be better" if main.low > _NO_DIFFERENCE else "Shown to be not worse"
     rest = [f"Not worse either: {one}." for one in comparisons[1:] if one.decides]
     return Decision("promote", (f"{verdict}: {main}.", *rest), comparisons)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from pipeline.sources.dirt import Dirtied, add_dirt, clean_rows
 from pipeline.sources.files import csv_gz_bytes, json_lines, json_lines_bytes, parquet_bytes, write_file
+from pipeline.sources.inbox import Visits, messages_of
 from pipeline.sources.shop import Shop, ShopSize, uniform
-from pipeline.sources.words import ANSWERS, CATEGORIES, MESSAGES, STYLES
+from pipeline.sources.words import CATEGORIES, STYLES
 from pipeline.window import HOUR, Window, windows_between
 
 FIRST = datetime(2026, 1, 5, tzinfo=UTC)  # a Monday: the weekly curve starts with the week
@@ -32,10 +33,6 @@ _INTERESTS = 2.2  # mean per session: 1 + Poisson(1.2)
 _RATED, _RETURNED = 0.14, 0.04  # of the purchases of a day before
 _EVENTS_PER_SESSION = _INTERESTS * (_SEARCHES + _VIEWS + _CARTS + _BUYS * (1 + _RATED + _RETURNED))
 _GUESTS = 0.04
-_MESSAGES_PER_SESSION = 0.06
-# Of the messages: whose topic a clerk has noted, whose mood, whose answer is kept for the next who asks. Few are read
-# twice, as in any shop.
-_LABELLED, _MOOD_NOTED, _ANSWERED = 0.5, 0.2, 0.3
 _FOLLOW_UP_HOURS = 24  # a purchase is rated or sent back a day later
 _ROWS_PER_FILE = 50_000
 _TYPES = np.array(["view", "cart", "purchase", "return", "rating", "search"], object)
@@ -359,44 +356,12 @@ class ShopSimulator:
     # ---- messages ----
 
     def _messages(self, hour: int) -> pa.Table:
-        visits, rng = self._visits(hour), self._rng(hour, 7)
-        sessions, rows = np.unique(visits.session, return_index=True)
-        rows = rows[rng.random(len(sessions)) < _MESSAGES_PER_SESSION]
-        intents = list(MESSAGES)
-        start = self.first + HOUR * hour
-        drawn = []
-        # what customers write about drifts too: each week another intent is twice as common
-        weights = np.ones(len(intents))
-        weights[hour // 168 % len(intents)] = 2.0
-        noted = self._rng(hour, 8).random((len(rows), 3))
-        for number, row in enumerate(rows):
-            intent = intents[rng.choice(len(intents), p=weights / weights.sum())]
-            sentiment, templates = MESSAGES[intent]
-            item = visits.item[row] if visits.item[row] >= 0 else 0
-            text = templates[rng.integers(0, len(templates))].format(
-                item=self._title(item).lower(), n=f"#{rng.integers(10_000, 99_999)}"
-            )
-            drawn.append(
-                {
-                    "message_id": f"M{start.strftime('%y%m%d%H')}-{number}",
-                    "message_time": (start + timedelta(milliseconds=int(visits.millisecond[row]))).strftime(
-                        "%Y-%m-%dT%H:%M:%SZ"
-                    ),
-                    "user_id": f"U{visits.user[row]:06d}" if visits.user[row] >= 0 else None,
-                    "channel": ("mail", "chat", "form")[rng.integers(0, 3)],
-                    "text": text,
-                    "label": intent if noted[number, 0] < _LABELLED else None,
-                    "sentiment": sentiment if noted[number, 1] < _MOOD_NOTED else None,
-                    "answer": ANSWERS[intent] if noted[number, 2] < _ANSWERED else None,
-                    "intent": intent,
-                    "true_sentiment": sentiment,
-                }
-            )
-        names = (
-            "message_id", "message_time", "user_id", "channel", "text", "label", "sentiment", "answer", "intent",
-            "true_sentiment",
+        visits = self._visits(hour)
+        written = Visits(
+            self.first + HOUR * hour, hour, hour >= self.shop.history_hours, visits.session, visits.user, visits.item,
+            visits.millisecond,
         )
-        return pa.Table.from_pylist(drawn, pa.schema([pa.field(name, pa.string()) for name in names]))
+        return messages_of(written, self._rng(hour, 7), self._rng(hour, 8), self._rng(hour, 9), self._title)
 
     def _land_messages(self, window: Window, landing: Path) -> int:
         messages = self._messages(self._hour_of(window)).drop_columns(["intent", "true_sentiment"])

@@ -176,6 +176,38 @@ MESSAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 
+# what nobody wrote about before the streamed hours: the shop has begun to sell gift cards
+LATER_MESSAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "gift_card": (
+        "neutral",
+        (
+            "How long is a gift card valid?",
+            "Can I use two gift cards for the {item}?",
+            "I bought a gift card, where do I find its number?",
+            "Does a gift card count for shipping as well?",
+        ),
+    ),
+}
+
+# what people say beside the point, in the words of the intents above
+ASIDES: tuple[str, ...] = (
+    "I have ordered from you three times before.",
+    "The refund for my last return came within a day, thanks for that.",
+    "My previous parcel was a week late, but that is forgotten.",
+    "I paid by card, as always.",
+    "It was a present for my sister, who has just moved to a new address.",
+    "I could not find the answer on the product page.",
+    "A friend wanted the {item} too, but it was sold out.",
+    "I first thought of cancelling, then kept it.",
+    "The discount code worked without trouble.",
+    "Nothing was broken, the packaging was perfect.",
+    "The tracking page is really useful.",
+    "I am a little disappointed, but it is not urgent.",
+    "Otherwise I am very happy with your shop.",
+    "Please answer by mail, I am hard to reach by phone.",
+    "The measurements of my room have nothing to do with it.",
+)
+
 # intent -> the answer that the shop's clerks give
 ANSWERS: dict[str, str] = {
     "where_is_my_order": "Your parcel is with the carrier; the tracking page is updated each evening.",
@@ -190,4 +222,5 @@ ANSWERS: dict[str, str] = {
     "product_question": "Material, care and measurements stand on the product's page under Details.",
     "praise": "Thank you, we are glad that you like it!",
     "discount": "Enter the code in the basket; it does not add up with items on sale.",
+    "gift_card": "A gift card is valid for three years; its number is in the mail that we sent you.",
 }
