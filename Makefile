@@ -8,12 +8,12 @@ RUN := $(BIN)/python -m
 SOURCE ?= simulated
 HOURS ?= 12
 SEED ?= 20260101
-TASKS ?= recommend,demand,support,sentiment
+TASKS ?=
 
 # make serve's choices
 PORT ?= 8088
 WORKERS ?= 1
-run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) --tasks "$(TASKS)" \
+run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) $(if $(TASKS),--tasks "$(TASKS)") \
   $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
 
 .DEFAULT_GOAL := help
@@ -23,7 +23,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 	@echo
 	@echo "make run takes: SOURCE=simulated|online-retail|FILE.toml  DATA=path or URL  MAPPING=FILE.toml"
-	@echo "                HOURS=$(HOURS)  SEED=$(SEED)  TASKS=$(TASKS)  KEEP=1 (leave it running)"
+	@echo "                HOURS=$(HOURS)  SEED=$(SEED)  TASKS=recommend  KEEP=1 (leave it running)"
 
 setup: .venv/ready ## Install everything into .venv, from the lock file
 

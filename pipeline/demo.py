@@ -217,12 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     home = Path(os.environ.get("EVERGREEN_HOME", REPOSITORY / ".evergreen"))
     try:
         clear(home)
+        # a log of sales has no customer messages, and seldom the stock that demand is learnt from
+        tasks = chosen.tasks or (",".join(TASKS) if chosen.source == "simulated" else "recommend")
         size = {"hours": chosen.hours} if chosen.source == "simulated" else {}
         source = open_source(chosen.source, chosen.data, chosen.mapping, chosen.seed, home / "cache", **size)
         stream = Stream.of(source, chosen.hours)
         installation = Installation(home)
         installation.remember({
-            "EVERGREEN_TASKS": chosen.tasks, "EVERGREEN_SEED": str(chosen.seed),
+            "EVERGREEN_TASKS": tasks, "EVERGREEN_SEED": str(chosen.seed),
             "EVERGREEN_ABSENT_COLUMNS": ",".join(sorted(source.absent_columns)),
             "EVERGREEN_SCHEDULE_END": str(Window(source.last)),
         })
@@ -266,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", help="path or http(s) URL of the log (not for simulated)")
     add("--mapping", help="path of a mapping file; wins over --source")
     add("--hours", type=int, default=12, help="hours that arrive one by one (default: %(default)s)")
-    add("--tasks", default=",".join(TASKS), help="tasks that learn, comma separated (default: %(default)s)")
+    add("--tasks", help="tasks that learn, comma separated (default: of the simulated shop all, of a log recommend)")
     add("--seed", type=int, default=20260101, help="of everything drawn at random (default: %(default)s)")
     add("--keep", action="store_true", help="leave Airflow and MLflow running at the end")
     return parser
