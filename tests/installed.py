@@ -38,12 +38,14 @@ class InstalledShop:
         """Has the windows (in a row) taken in by one run by hand."""
         return self.run("ingest", {"window": str(windows[0]), "until": str(Window(windows[-1].end))})
 
-    def backfill(self, first: Window, last: Window, reprocess: str = "completed") -> None:
+    def backfill(
+        self, first: Window, last: Window, reprocess: str = "completed", patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
         """Backfills a range of hours as the UI's form does, and waits until its runs have ended."""
         before = {run["dag_run_id"]: run["start_date"] for run in self.airflow.runs("ingest")}
         self.airflow.backfill("ingest", first.start, last.start, reprocess=reprocess)
         hours = int((last.start - first.start).total_seconds() // 3600) + 1
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience_seconds
         while time.monotonic() < deadline:
             done = [
                 run for run in self.airflow.runs("ingest")
@@ -74,11 +76,11 @@ class InstalledShop:
             if self.airflow.task_states(f"update_{task}", run["dag_run_id"]).get("learn") == "success"
         ]
 
-    def settle(self, task: str = "recommend") -> None:
+    def settle(self, task: str = "recommend", patience_seconds: float = PATIENCE_SECONDS) -> None:
         """Waits until the task has nothing more to learn and no update runs."""
         from pipeline.updating import behind
 
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience_seconds
         while time.monotonic() < deadline:
             failed = [run for run in self.airflow.runs(f"update_{task}") if run["state"] == "failed"]
             assert not failed, self.logs(f"update_{task}", failed[0]["dag_run_id"])

@@ -26,6 +26,7 @@ PARTS = {  # part -> the module that measures it, imported when it is asked for
     "poison": "tests.benchmarks.trust_poison",
     "watch": "tests.benchmarks.trust_watch",
     "backfill": "tests.benchmarks.trust_backfill",
+    "scheduler": "tests.benchmarks.trust_scheduler",
     "faults": "tests.benchmarks.trust_faults",
     "soak": "tests.benchmarks.trust_soak",
 }
