@@ -90,8 +90,9 @@ class Demo:
         say_where(self._installation, self._say)
         self._load_history()
         self._stage(f"training the first model of {', '.join(tasks)} from the pretrained base")
-        runs = {f"retrain_{task}": self._airflow.trigger(f"retrain_{task}", {"reason": "first model"}) for task in tasks}
-        for dag, run in runs.items():
+        dags = [f"retrain_{task}" for task in tasks]
+        runs = [self._airflow.trigger(dag, {"reason": "first model"}) for dag in dags]
+        for dag, run in zip(dags, runs, strict=True):
             self._finish(dag, run, "learn")
         self._stage(f"{len(self._stream.arriving)} hours arrive")
         self._arrive()
