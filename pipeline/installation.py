@@ -32,6 +32,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline import registry_login
 from pipeline.settings import REPOSITORY, Settings, read_settings
 
 Report = Callable[[str], None]
@@ -96,7 +97,7 @@ class Ports:
         path = home / "ports.json"
         held = json.loads(path.read_text()) if path.exists() else {}
         chosen = {
-            name: int(environment.get(f"EVERGREEN_{name.upper()}_PORT") or held.get(name) or _free_port(first))
+            name: int(environment.get(f"EVERGREEN_{name.upper()}_PORT") or held.get(name) or free_port(first))
             for name, first in (("airflow", 8080), ("mlflow", 5000))
         }
         home.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,15 @@ class Installation:
             "MLFLOW_BACKEND_STORE_URI": self.database("mlflow"),
             "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
+        if registry_login.asked_for(self._environment):
+            own |= registry_login.variables(
+                self.secrets.admin_password, self.secrets.jwt_secret, self._accounts_configuration
+            )
         return {**self._environment, **self._airflow_environment(), **own}
+
+    @property
+    def _accounts_configuration(self) -> Path:
+        return self.home / "mlflow" / "accounts.ini"
 
     def _airflow_environment(self) -> dict[str, str]:
         told = {
@@ -215,7 +224,7 @@ class Installation:
             report("starting PostgreSQL")
             self._control("start", "postgres")
         self._wait("PostgreSQL", self._database_answers)
-        for name in ("airflow", "mlflow"):
+        for name in ("airflow", "mlflow", *(["accounts"] if registry_login.asked_for(self._environment) else [])):
             self._create_database(name)
         report("preparing Airflow's database")
         self._run([sys.executable, "-m", "airflow", "db", "migrate"])
@@ -281,11 +290,16 @@ class Installation:
         if "EVERGREEN_DATABASE" not in self._environment:
             self._prepare_postgres(config)
         artifacts = self.home / "mlflow" / "artifacts"
+        login = ""
+        if registry_login.asked_for(self._environment):
+            self._accounts_configuration.parent.mkdir(parents=True, exist_ok=True)
+            registry_login.write_configuration(self._accounts_configuration, self.database("accounts"))
+            login = "--app-name basic-auth "
         python = sys.executable
         commands = {
             # its database's address comes by environment: a process's arguments are for all to read
             "mlflow": f"{python} -m pipeline.installation alone {python} -m mlflow server "
-                      f"--artifacts-destination {artifacts} --serve-artifacts --workers 1 "
+                      f"--artifacts-destination {artifacts} --serve-artifacts --workers 1 {login}"
                       f"--host 127.0.0.1 --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
             "airflow-scheduler": f"{python} -m airflow scheduler --skip-serve-logs",
@@ -443,7 +457,8 @@ def _fernet_key() -> str:
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
-def _free_port(first: int) -> int:
+def free_port(first: int) -> int:
+    """The first free port of 127.0.0.1 from `first` on."""
     for port in range(first, first + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
