@@ -84,6 +84,7 @@ class Demo:
             rows += self._stream.source.land(self._stream.history[start : start + _LANDED_AT_ONCE], landing)
         self._stage(f"starting PostgreSQL, MLflow and Airflow ({rows:,} rows laid)")
         self._installation.up(lambda line: None)
+        self._installation.log_in()
         tasks = self._settings.tasks
         learning = [f"{kind}_{task}" for task in tasks for kind in ("update", "retrain")]
         self._airflow.wait_for_dags(["ingest", "watch", *learning])

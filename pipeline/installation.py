@@ -235,6 +235,11 @@ class Installation:
         self._wait("MLflow", lambda: _answers(f"{self.mlflow_url}/health"))
         self._wait("Airflow", self._airflow_healthy)
 
+    def log_in(self) -> None:
+        """Has this process log in to the registry, where that asks: what `exec` starts is logged in already."""
+        names = registry_login.CREDENTIALS
+        os.environ.update({name: self.environment[name] for name in names if name in self.environment})
+
     def down(self) -> None:
         """Stops everything, in order; what is not running is passed over."""
         pid = self._supervisor_pid()

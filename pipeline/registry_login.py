@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline.registry_errors import PREFIX
 
 ADMINISTRATOR = "admin"
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _PASSWORD = "EVERGREEN_ACCOUNT_PASSWORD"
 _FEWEST_LETTERS = 12  # MLflow's own least length of a password
 # Each request of a hundred of an update would hash its password anew, 0.1 s of a core each.
@@ -47,7 +48,7 @@ def variables(password: str, secret: str, configuration: Path) -> dict[str, str]
     return {
         "MLFLOW_AUTH_CONFIG_PATH": str(configuration), "MLFLOW_FLASK_SERVER_SECRET_KEY": secret,
         "MLFLOW_AUTH_ADMIN_USERNAME": ADMINISTRATOR, "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_TRACKING_USERNAME": ADMINISTRATOR, "MLFLOW_TRACKING_PASSWORD": password,
+        **dict(zip(CREDENTIALS, (ADMINISTRATOR, password), strict=True)),
     }
 
 

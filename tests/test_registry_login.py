@@ -41,7 +41,8 @@ class Server:
     def command(self, *words: str, password: str = READERS) -> subprocess.CompletedProcess[str]:
         told = self.environment | {"EVERGREEN_MLFLOW": self.url, "EVERGREEN_ACCOUNT_PASSWORD": password}
         return subprocess.run(
-            [sys.executable, "-m", "pipeline.registry_login", *words], env=told, capture_output=True, text=True
+            [sys.executable, "-m", "pipeline.registry_login", *words], env=told, capture_output=True, text=True,
+            check=False,
         )
 
 
@@ -53,10 +54,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     url = f"http://127.0.0.1:{(port := free_port(15_000))}"
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([
-            sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1", "--port", str(port),
-            "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "files"),
-        ], env=environment, stdout=log, stderr=log, start_new_session=True)
+        stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/files"]
+        listens = ["--app-name", "basic-auth", "--workers", "1", "--port", str(port)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *listens, *stores], env=environment, stdout=log, stderr=log,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + 120
         while not _healthy(url):
