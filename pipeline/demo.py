@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -28,6 +28,7 @@ from pipeline.report import WindowLine, as_table, draw_quality, metric_of, poole
 from pipeline.settings import REPOSITORY, SettingsError
 from pipeline.sources import Source, SourceError, open_source
 from pipeline.tasks.catalogue import entry
+from pipeline.user_profiles import Profile, read_profile, sentences_of
 from pipeline.window import Window, windows_between
 
 # So many windows may wait for an update before the next one arrives: updates take in what is there, as they would
@@ -86,7 +87,7 @@ class Demo:
         self._installation.up(lambda line: None)
         tasks = self._settings.tasks
         learning = [f"{kind}_{task}" for task in tasks for kind in ("update", "retrain")]
-        self._airflow.wait_for_dags(["ingest", "watch", *learning])
+        self._airflow.wait_for_dags(["ingest", "watch", *learning, *self._settings.derived])
         say_where(self._installation, self._say)
         self._load_history()
         for task in tasks:
@@ -97,6 +98,8 @@ class Demo:
         self._arrive()
         self._finish("watch", self._airflow.trigger("watch"), "look")
         verdicts = [self._conclude(task) for task in tasks]
+        if "profiles" in self._settings.derived:
+            self._profile()
         self._say(f"Health page: {self._settings.reports / 'health.html'}")
         return all(verdicts)
 
@@ -162,6 +165,16 @@ class Demo:
         if newest:
             line = newest[-1]
             self._say(f"  {window}  newest decision: {line.decision} version {line.version}. {line.why}")
+
+    def _profile(self) -> None:
+        """Has the users' profiles made by the scheduler, and shows one of somebody who has bought."""
+        lake, last = open_lake(self._settings), self._stream.arriving[-1]
+        done = self._finish("profiles", self._airflow.trigger("profiles"), "make")
+        rows = lake.arrow("user_profiles", columns=["user_id", "last_purchase"])
+        self._say(f"Profiles of {len(rows):,} users up to {last}, by recommend version {done['model_version']}; one:")
+        user = rows.sort_by([("last_purchase", "descending")])["user_id"][0].as_py()
+        for sentence in sentences_of(cast("Profile", read_profile(lake, user))):
+            self._say(f"  {sentence}")
 
     def _conclude(self, task: str) -> bool:
         lake = open_lake(self._settings)
@@ -266,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", help="path or http(s) URL of the log (not for simulated)")
     add("--mapping", help="path of a mapping file; wins over --source")
     add("--hours", type=int, default=12, help="hours that arrive one by one (default: %(default)s)")
-    add("--tasks", default="recommend", help="tasks that learn, comma separated (default: %(default)s)")
+    add("--tasks", default="recommend", help="tasks, comma separated; profiles beside them (default: %(default)s)")
     add("--seed", type=int, default=20260101, help="of everything drawn at random (default: %(default)s)")
     add("--keep", action="store_true", help="leave Airflow and MLflow running at the end")
     return parser
