@@ -79,6 +79,11 @@ class CompactRecommender:
             np.add.at(logits, (np.arange(len(index))[:, None], index), gate * again)
         return logits
 
+    def user_vectors(self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray) -> np.ndarray:
+        """[batch, dimension] float32: what the items' vectors are multiplied with; arguments as in `logits`."""
+        present = (index > 0).astype(np.float32)
+        return self._user(index, counts, views, _history_features(counts, views, days, present), present)[0]
+
     def reasons(
         self, index: np.ndarray, counts: np.ndarray, days: np.ndarray, query_vector: np.ndarray | None,
         columns: np.ndarray,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -25,9 +25,10 @@ from pipeline.installation import ADMIN, Installation, InstallationError, say_wh
 from pipeline.lake import open_lake
 from pipeline.registry import RegistryError, open_registry
 from pipeline.report import WindowLine, as_table, draw_quality, metric_of, pooled, window_lines
-from pipeline.settings import REPOSITORY, SettingsError
+from pipeline.settings import DERIVED, REPOSITORY, SettingsError
 from pipeline.sources import Source, SourceError, open_source
 from pipeline.tasks.catalogue import TASKS, entry
+from pipeline.user_profiles import Profile, read_profile, sentences_of
 from pipeline.window import Window, windows_between
 
 # So many windows may wait for an update before the next one arrives: updates take in what is there, as they would
@@ -87,7 +88,7 @@ class Demo:
         self._installation.log_in()
         tasks = self._settings.tasks
         learning = [f"{kind}_{task}" for task in tasks for kind in ("update", "retrain")]
-        self._airflow.wait_for_dags(["ingest", "watch", *learning])
+        self._airflow.wait_for_dags(["ingest", "watch", *learning, *self._settings.derived])
         say_where(self._installation, self._say)
         self._load_history()
         self._stage(f"training the first model of {', '.join(tasks)} from the pretrained base")
@@ -99,6 +100,8 @@ class Demo:
         self._arrive()
         self._finish("watch", self._airflow.trigger("watch"), "look")
         verdicts = [self._conclude(task) for task in tasks]
+        if "profiles" in self._settings.derived:
+            self._profile()
         self._say(f"Health page: {self._settings.reports / 'health.html'}")
         return all(verdicts)
 
@@ -165,6 +168,16 @@ class Demo:
             line = newest[-1]
             self._say(f"  {window}  newest decision: {line.decision} version {line.version}. {line.why}")
 
+    def _profile(self) -> None:
+        """Has the users' profiles made by the scheduler, and shows one of somebody who has bought."""
+        lake, last = open_lake(self._settings), self._stream.arriving[-1]
+        done = self._finish("profiles", self._airflow.trigger("profiles"), "make")
+        rows = lake.arrow("user_profiles", columns=["user_id", "last_purchase"])
+        self._say(f"Profiles of {len(rows):,} users up to {last}, by recommend version {done['model_version']}; one:")
+        user = rows.sort_by([("last_purchase", "descending")])["user_id"][0].as_py()
+        for sentence in sentences_of(cast("Profile", read_profile(lake, user))):
+            self._say(f"  {sentence}")
+
     def _conclude(self, task: str) -> bool:
         lake = open_lake(self._settings)
         lines = window_lines(lake, task, entry(task).table, self._stream.arriving)
@@ -220,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         clear(home)
         # a log of sales has no customer messages, and seldom the stock that demand is learnt from
-        tasks = chosen.tasks or (",".join(TASKS) if chosen.source == "simulated" else "recommend")
+        tasks = chosen.tasks or (",".join([*TASKS, *DERIVED]) if chosen.source == "simulated" else "recommend")
         size = {"hours": chosen.hours} if chosen.source == "simulated" else {}
         source = open_source(chosen.source, chosen.data, chosen.mapping, chosen.seed, home / "cache", **size)
         stream = Stream.of(source, chosen.hours)
@@ -270,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", help="path or http(s) URL of the log (not for simulated)")
     add("--mapping", help="path of a mapping file; wins over --source")
     add("--hours", type=int, default=12, help="hours that arrive one by one (default: %(default)s)")
-    add("--tasks", help="tasks that learn, comma separated (default: of the simulated shop all, of a log recommend)")
+    add("--tasks", help="tasks, comma separated (default: of the simulated shop all, of a log recommend)")
     add("--seed", type=int, default=20260101, help="of everything drawn at random (default: %(default)s)")
     add("--keep", action="store_true", help="leave Airflow and MLflow running at the end")
     return parser

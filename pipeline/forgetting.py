@@ -1,9 +1,10 @@
 """From a shell: a user or an item is forgotten, in the lake at once and for good, in the models step by step.
 
-`python -m pipeline.forgetting --help`. The rows leave the tables of every feed; ingest refuses them from then on
-(quarantine: `deleted_on_request`), so that a backfill brings nothing back. An item leaves the models' tables with the
-next update. What weights have learnt from a user's rows cannot be taken out of them: the versions that may have learnt
-from them are named, and the watch asks for a full retrain, whose model is the first without them.
+`python -m pipeline.forgetting --help`. The rows leave the tables of every feed, and a user's profile goes with them;
+ingest refuses them from then on (quarantine: `deleted_on_request`), so that a backfill brings nothing back. An item
+leaves the models' tables with the next update. What weights have learnt from a user's rows cannot be taken out of them:
+the versions that may have learnt from them are named, and the watch asks for a full retrain, whose model is the first
+without them.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def forget(kind: str, identifier: str, settings: Settings, asked_at: datetime, w
         }], schema=DELETIONS_SCHEMA))
         lake.delete(feed, column, known)
         deleted += len(rows)
+    if kind == "user":
+        lake.drop("user_profiles", column, known)  # last: an update of the profiles asks the log of deletions first
     return deleted
 
 

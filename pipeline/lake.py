@@ -13,7 +13,7 @@ between two of them leaves nothing that a second run does not complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from pipeline.difference import Plan, difference, miscounted, net_changes, same_rows, sql_windows
@@ -40,6 +40,7 @@ from pipeline.schema import (
     READINGS_SCHEMA,
     TEXT_VECTORS_SCHEMA,
     TIME,
+    USER_PROFILES_SCHEMA,
     WINDOWS_SCHEMA,
     Feed,
 )
@@ -189,6 +190,91 @@ class Lake:
                 f"keeps them for {_RETENTION.removeprefix('interval ')}: what was learnt from older changes is in the "
                 "ledgers' counts alone."
             ) from error
+
+    def touched(self, table: str, column: str, after_version: int, to_version: int) -> list[str]:
+        """The texts that a column has in any image, before or after, of the rows that the versions changed, sorted.
+
+        A row that went from one user to another changes both, which `changes` does not tell: it has the row as it is.
+
+        Args:
+            table: of a feed.
+            column: of text; null is no value.
+            after_version: of `(after_version, to_version]`; -1: everything that the table holds.
+            to_version: see after_version.
+
+        Raises:
+            LakeError: the log no longer reaches back to `after_version`.
+        """
+        if to_version <= after_version:
+            return []
+        if after_version < 0:
+            found = self.arrow(table, to_version, [column])[column]
+        else:
+            try:
+                log = self._open(table, to_version).load_cdf(
+                    starting_version=after_version + 1, ending_version=to_version, columns=[column]
+                )
+            except DeltaError as error:
+                raise LakeError(
+                    f"The change data of {table!r} must reach back to version {after_version + 1}; they do not "
+                    f"({error}). Compute anew from the whole table."
+                ) from error
+            found = pa.table(log)[column]
+        return sorted(pc.unique(found.cast(pa.string())).drop_null().to_pylist())
+
+    # -- tables of one row a key ----------------------------------------------------------------------------
+
+    def mark(self, table: str, name: str) -> int | None:
+        """What `keep` noted last under `name`; None: nothing."""
+        if self.version(table) < 0:
+            return None
+        noted: int | None = self._open(table).transaction_version(f"evergreen.{name}")
+        return noted
+
+    def keep(
+        self, table: str, key: str, rows: pa.Table, gone: Sequence[str], marks: Mapping[str, int],
+        refused: Callable[[], Collection[str]],
+    ) -> int:
+        """Puts `rows` in the place of those with the same key and takes `gone` out, in one transaction with `marks`.
+
+        The marks are transaction identifiers in Delta's sense: how far a job has come and what it wrote can never
+        differ, wherever it is killed. Nothing is written, marks neither, where there is nothing to put or take.
+
+        Args:
+            table: with one row a key.
+            key: its column of text.
+            rows: the table's columns.
+            gone: keys.
+            marks: name -> number.
+            refused: keys whose rows must not come in, asked while no other process can write or delete.
+
+        Returns:
+            the table's version after it.
+        """
+        with self._locks(f"publish-{table}"):
+            self._create(table, rows.schema)
+            source = _puts_and_takes(rows, key, gone, refused())
+            if len(source):
+                values = {name: f"s.{name}" for name in rows.schema.names}
+                note = CommitProperties(app_transactions=[
+                    Transaction(f"evergreen.{name}", number) for name, number in marks.items()
+                ])
+                merge = self._open(table).merge(
+                    source, f"t.{key} = s.{key}", source_alias="s", target_alias="t", commit_properties=note
+                )
+                (
+                    merge.when_matched_delete(predicate="s.op = 'take'")
+                    .when_matched_update(values, predicate="s.op = 'put'")
+                    .when_not_matched_insert(values, predicate="s.op = 'put'")
+                    .execute()
+                )
+            return self.version(table)
+
+    def drop(self, table: str, key: str, identifier: str) -> None:
+        """Deletes the row of a key from a table of one row a key; nothing where there is none."""
+        with self._locks(f"publish-{table}"):
+            if self.version(table) >= 0:
+                self._open(table).delete(f"{key} = {_sql_text(identifier)}")
 
     # -- publishing ---------------------------------------------------------------------------------------
 
@@ -578,6 +664,15 @@ def open_lake(settings: Settings) -> Lake:
     return Lake(settings.lake, locks_of(settings.home, settings.lock_url))
 
 
+def _puts_and_takes(rows: pa.Table, key: str, gone: Sequence[str], refused: Collection[str]) -> pa.Table:
+    """`rows` without those of refused keys (`op` is put), and rows of nothing but their key for `gone` (take)."""
+    columns = pa.schema([one.with_nullable(True) for one in rows.schema])
+    put = rows.cast(columns).filter(pc.invert(pc.is_in(rows[key], pa.array(sorted(refused), pa.string()))))
+    take = pa.Table.from_pylist([{key: one} for one in gone], columns)
+    ops = pa.array(["put"] * len(put) + ["take"] * len(take), pa.string())
+    return pa.concat_tables([put, take]).append_column("op", ops)
+
+
 def _refuse_outdated(feed: str, is_current: Callable[[], bool]) -> None:
     if not is_current():
         raise Outdated(f"The source of {feed} changed while it was taken in: what was read of it is not published.")
@@ -641,7 +736,7 @@ def _schemas() -> dict[str, pa.Schema]:
     schemas = {
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
         "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,
-        "window_profiles": PROFILES_SCHEMA,
+        "window_profiles": PROFILES_SCHEMA, "user_profiles": USER_PROFILES_SCHEMA,
         "labels": LABELS_SCHEMA, "labels_wanted": LABELS_WANTED_SCHEMA, "readings": READINGS_SCHEMA,
     }
     for feed in FEEDS.values():

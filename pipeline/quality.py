@@ -295,6 +295,22 @@ def row_faults(feed: Feed, rows: pa.Table, absent_columns: frozenset[str] = froz
     return _row_breaches(_judge_rows(rules, rows), rows)
 
 
+def faults_of(suite: str, rows: pa.Table) -> pa.Table:
+    """What rows of a table of our own break of `expectations/<suite>.json`.
+
+    Returns:
+        As `Checked.row_breaches`, and `severity`.
+
+    Raises:
+        SuiteError: the file is wrong, or an expectation cannot be evaluated.
+    """
+    rules = read_suites(EXPECTATIONS / f"{suite}.json").rows
+    breaches = _row_breaches(_judge_rows(rules, rows), rows)
+    severity = {rule.name: rule.severity for rule in rules}
+    said = pa.array([severity[name] for name in breaches["reason"].to_pylist()], pa.string())
+    return breaches.add_column(1, "severity", said)
+
+
 def _row_breaches(judged: Sequence[_Judged], rows: pa.Table) -> pa.Table:
     """`Checked.row_breaches`: each row with the first rule in file order that it breaks; info is not a breach."""
     taken = np.zeros(len(rows), bool)

@@ -186,6 +186,59 @@ PROFILES_SCHEMA = pa.schema(  # append-only: what each window held, and what a c
     ]
 )
 
+USER_PROFILES_SCHEMA = pa.schema(  # a row a masked user with events; pipeline/user_profile_facts.py has the rules
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("as_of", TIME, nullable=False),  # end of the newest landed window when the row was made
+        pa.field("events_version", pa.int64(), nullable=False),  # the tables' versions from which it was made
+        pa.field("items_version", pa.int64(), nullable=False),
+        pa.field("events", pa.int64(), nullable=False),
+        pa.field("first_event", TIME, nullable=False),
+        pa.field("last_event", TIME, nullable=False),
+        pa.field("last_event_id", pa.string(), nullable=False),
+        pa.field("last_purchase", TIME),  # null: never bought
+        pa.field("last_purchase_id", pa.string()),
+        pa.field("interests", pa.list_(pa.struct([  # heaviest first
+            pa.field("category", pa.string()),
+            pa.field("weight", pa.float64()),  # in purchases on the day of last_event
+            pa.field("share", pa.float64()),  # of the weight of all categories, those that are not listed too
+            pa.field("events", pa.int64()),  # of which the weight is the sum
+            pa.field("evidence", pa.list_(pa.struct([  # those that weigh most, heaviest first
+                pa.field("event_id", pa.string()), pa.field("event_type", pa.string()), pa.field("event_time", TIME),
+                pa.field("item_id", pa.string()), pa.field("weight", pa.float64()), pa.field("landed_window", TIME),
+                pa.field("source_file", pa.string()), pa.field("source_row", pa.int64()),
+            ]))),
+        ]))),
+        pa.field("price_band", pa.string()),  # below usual above; null: too few purchases with a usual price
+        pa.field("price_purchases", pa.int64(), nullable=False),  # that the quantiles are of
+        pa.field("price_p25", pa.float64()),  # what they pay over the category's usual price
+        pa.field("price_p50", pa.float64()),
+        pa.field("price_p75", pa.float64()),
+        pa.field("price_evidence", pa.list_(pa.struct([  # the purchases that are those quantiles, the cheapest first
+            pa.field("event_id", pa.string()), pa.field("event_time", TIME), pa.field("item_id", pa.string()),
+            pa.field("price", pa.float64()), pa.field("usual_price", pa.float64()), pa.field("ratio", pa.float64()),
+        ]))),
+        pa.field("visits", pa.int64(), nullable=False),
+        pa.field("days_between_visits", pa.float64()),  # median; null: one visit
+        pa.field("hours", pa.list_(pa.int64())),  # UTC, in which most visits began, the most frequent first
+        pa.field("weekdays", pa.list_(pa.int64())),  # the same, 1: Monday
+        pa.field("orders", pa.int64(), nullable=False),  # in the year up to last_purchase
+        pa.field("spent", pa.float64(), nullable=False),  # the same, less returns, in the shop's currency
+        pa.field("high_spend", pa.float64()),  # from which on `spent` is high in this shop; null: too few buyers to say
+        pa.field("segment", pa.string(), nullable=False),
+        pa.field("segment_until", TIME),  # when it changes if nothing happens; null: never
+        pa.field("regular_categories", pa.list_(pa.string())),  # bought in several of those orders
+        pa.field("next_categories", pa.list_(pa.struct([  # likeliest first, without the regular ones; null: no champion
+            pa.field("category", pa.string()),
+            pa.field("probability", pa.float64()),  # that the next item chosen is of it, by the champion
+            pa.field("items", pa.list_(pa.string())),  # the likeliest of them
+        ]))),
+        pa.field("vector", pa.list_(pa.float32())),  # the champion's of the user; null: no champion
+        pa.field("model_version", pa.int64()),  # that made next_categories and vector
+        pa.field("model_base", pa.int64()),  # first version of its lineage: vectors are comparable within one
+    ]
+)
+
 DELETED = "deleted_on_request"  # the quarantine's reason for rows of a user or an item that the lake had to forget
 
 DELETIONS_SCHEMA = pa.schema(  # append-only: who and what had to be forgotten; ingest lets none of it in again

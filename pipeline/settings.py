@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pipeline.window import Window
 
+DERIVED = ("profiles",)  # has no learner, so no gate, no version and no place among the tasks that have them
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -34,7 +36,9 @@ class Settings:
         mask_key: secret key of the user id masking (`EVERGREEN_MASK_KEY`, at least 32 characters).
         lock_url: PostgreSQL that holds the locks between machines (`EVERGREEN_LOCK_URL`);
             None: file locks below `home`, right for one machine.
-        tasks: the tasks that are on (`EVERGREEN_TASKS`, comma separated).
+        tasks: the tasks that are on and learn (`EVERGREEN_TASKS`, comma separated).
+        derived: what `EVERGREEN_TASKS` names besides: tables that are kept up to date and learn nothing of their own,
+            any of `DERIVED`.
         lateness_hours: a row may land this long after it happened and still count
             (`EVERGREEN_LATENESS_HOURS`). 48: a shop's exporter that was down for a day catches up within the next.
         absent_columns: columns that this shop's feeds never carry, as `feed.column`
@@ -57,6 +61,7 @@ class Settings:
     mask_key: str = field(repr=False)
     lock_url: str | None = field(default=None, repr=False)
     tasks: tuple[str, ...] = ("recommend",)
+    derived: tuple[str, ...] = ()
     lateness_hours: int = 48
     absent_columns: frozenset[str] = frozenset()
     expected_feeds: tuple[str, ...] = ("events",)
@@ -74,6 +79,11 @@ class Settings:
             )
         if not 0 <= self.lateness_hours <= 24 * 90:
             raise SettingsError(f"EVERGREEN_LATENESS_HOURS must lie in 0..2160; received {self.lateness_hours}.")
+        if self.derived and not self.tasks:
+            raise SettingsError(
+                f"EVERGREEN_TASKS must name a task that learns beside {', '.join(self.derived)}; received none. "
+                "Add one: EVERGREEN_TASKS=recommend,profiles"
+            )
 
     def page_url(self, page: str | Path | None) -> str | None:
         """Where a browser finds a page below `reports`; its path where no server shows them."""
@@ -90,6 +100,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """
     env = os.environ if environment is None else environment
     home = Path(env.get("EVERGREEN_HOME", REPOSITORY / ".evergreen")).resolve()
+    tasks = _words(env.get("EVERGREEN_TASKS", "recommend").replace(" ", ","))  # make run TASKS="recommend demand"
     return Settings(
         home=home,
         landing=env.get("EVERGREEN_LANDING", str(home / "landing")),
@@ -98,7 +109,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         tracking_uri=env.get("EVERGREEN_MLFLOW", f"sqlite:///{home / 'mlflow.db'}"),
         mask_key=env.get("EVERGREEN_MASK_KEY", ""),
         lock_url=env.get("EVERGREEN_LOCK_URL") or None,
-        tasks=_words(env.get("EVERGREEN_TASKS", "recommend")),
+        tasks=tuple(name for name in tasks if name not in DERIVED),
+        derived=tuple(name for name in tasks if name in DERIVED),
         lateness_hours=_whole("EVERGREEN_LATENESS_HOURS", env.get("EVERGREEN_LATENESS_HOURS", "48")),
         absent_columns=frozenset(_words(env.get("EVERGREEN_ABSENT_COLUMNS", ""))),
         expected_feeds=_words(env.get("EVERGREEN_EXPECTED_FEEDS", "events")),

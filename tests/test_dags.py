@@ -53,6 +53,10 @@ print("FOUND" + json.dumps({"errors": bag.import_errors, "dags": {
             "owner": task.owner, "pool": task.pool, "depends_on_past": task.depends_on_past,
         } for task in dag.tasks},
     } for dag in bag.dags.values()}}))
+import os
+os.environ["EVERGREEN_TASKS"] = "recommend"
+bag = DagBag(sys.argv[1] + "/profiles.py", load_op_links=False)
+print("WITHOUT" + json.dumps([bag.import_errors, sorted(bag.dags)]))
 """
 
 
@@ -61,20 +65,26 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("airflow")
     return {
         **os.environ, "AIRFLOW_HOME": str(home), "EVERGREEN_HOME": str(home), "EVERGREEN_MASK_KEY": "k" * 32,
+        "EVERGREEN_TASKS": "recommend,profiles",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "AIRFLOW__CORE__PLUGINS_FOLDER": str(home),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
     }
 
 
 @pytest.fixture(scope="module")
-def dags(environment: dict[str, str]) -> dict:
+def listed(environment: dict[str, str]) -> dict:
     for command in ([sys.executable, "-m", "airflow", "db", "migrate"], [sys.executable, "-c", _LIST, str(DAGS)]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))
-    found = json.loads(line.removeprefix("FOUND"))
-    assert found["errors"] == {}
-    return found["dags"]
+    said = {mark: json.loads(line.removeprefix(mark)) for line in done.stdout.splitlines()
+            for mark in ("FOUND", "WITHOUT") if line.startswith(mark)}
+    assert said["FOUND"]["errors"] == {}
+    return said["FOUND"]["dags"] | {"without profiles": said["WITHOUT"]}
+
+
+@pytest.fixture(scope="module")
+def dags(listed: dict) -> dict:
+    return {name: dag for name, dag in listed.items() if name != "without profiles"}
 
 
 def test_the_dag_files_parse_in_under_a_second_and_import_nothing_heavy(environment: dict[str, str]) -> None:
@@ -89,7 +99,15 @@ def test_the_dag_files_parse_in_under_a_second_and_import_nothing_heavy(environm
 
 
 def test_all_dags_of_the_design_are_there(dags: dict) -> None:
-    assert set(dags) == {"ingest", "update_recommend", "retrain_recommend", "watch", "rollback", "promote", "retention"}
+    assert set(dags) == {
+        "ingest", "update_recommend", "retrain_recommend", "watch", "rollback", "promote", "retention", "profiles"
+    }
+
+
+def test_profiles_have_a_dag_where_they_are_enabled_and_no_learning_ones(listed: dict, dags: dict) -> None:
+    assert list(dags["profiles"]["tasks"]) == ["make"] and dags["profiles"]["max_active_runs"] == 1
+    assert dags["profiles"]["params"] == ["whole"]
+    assert listed["without profiles"] == [{}, []]
 
 
 def test_each_dag_tells_an_operator_what_it_does(dags: dict) -> None:
@@ -113,7 +131,8 @@ def test_each_task_has_an_owner_retries_and_a_timeout(dags: dict) -> None:
 
 def test_a_failure_of_any_task_or_run_is_one_alert_that_the_last_working_task_settles(dags: dict) -> None:
     settling = {"ingest": "publish_windows", "update_recommend": "promote", "retrain_recommend": "promote",
-                "watch": "look", "rollback": "roll_back", "promote": "promote_by_force", "retention": "retain"}
+                "watch": "look", "rollback": "roll_back", "promote": "promote_by_force", "retention": "retain",
+                "profiles": "make"}
     for name, dag in dags.items():
         assert dag["told_of_failure"] == ["Notice"], name
         assert all(task["told_of_failure"] == ["Notice"] for task in dag["tasks"].values()), name

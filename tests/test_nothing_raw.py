@@ -1,7 +1,7 @@
 """No raw id and no secret is anywhere in an installation that has done everything once, and no pickle was loaded.
 
-A process of its own ingests, retrains, updates, promotes, watches, tells lineage and serves, with its output in the
-home's logs. Then every file of the home but the landing zone is searched: tables decoded, archives unpacked.
+A process of its own ingests, retrains, updates, promotes, watches, tells lineage, profiles and serves, its output in
+the home's logs. Then every file of the home but the landing zone is searched: tables decoded, archives unpacked.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def work(home: Path) -> None:
     sys.addaudithook(lambda event, given: unpickled.add(str(given[0])) if event == "pickle.find_class" else None)
     from fastapi.testclient import TestClient
 
-    from pipeline import lineage, updating
+    from pipeline import lineage, updating, user_profiles
     from pipeline.ingest import ingest
     from pipeline.serving import create_app
     from pipeline.watch import watch
@@ -107,6 +107,7 @@ def work(home: Path) -> None:
     print(watch(settings, NOW, "planted"))  # weeks after the last hour: alerts are raised
     for asked in (["user", USER], ["version", "recommend", "2"], ["window", "events", str(hours[-1])]):
         assert lineage.main(asked) == 0
+    assert user_profiles.main(["update"]) == user_profiles.main(["show", USER]) == 0
     with TestClient(create_app()) as client:
         for key, status in (("planted-api-key-of-24", 200), ("another-planted-api-key", 401)):
             asked_for = {"history": [{"item_id": "P000001"}], "k": 3}
