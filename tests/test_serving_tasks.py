@@ -72,7 +72,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Sett
     shutil.copy(empty_database, settings.home / "mlflow.db")
     lake, registry = open_lake(settings), open_registry(settings)
     for feed, rows in zip((ITEMS, EVENTS), sales(), strict=True):
-        publish(lake, feed, [Window(START), Window(START + timedelta(days=50))], pa.Table.from_pylist(rows, schema=feed.table_schema))
+        table = pa.Table.from_pylist(rows, schema=feed.table_schema)
+        publish(lake, feed, [Window(START), Window(START + timedelta(days=50))], table)
     publish(lake, MESSAGES, [Window(HOUR)], inbox())
     registry._verifies = False  # costs a process each, and test_registry.py proves it
     for name in TASKS:
