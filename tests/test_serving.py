@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from pipeline import updating
+from pipeline import saved_model, updating
 from pipeline.lake import open_lake
 from pipeline.registry import open_registry
 from pipeline.served_models import ServedModels, _older_champion
@@ -311,3 +311,24 @@ def test_the_readmes_consumer_follows_the_champion_and_outlives_the_registry(
     while champion.version != str(other) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert champion.version == str(other) and champion.recommend([KNOWN])
+
+
+def test_a_version_becomes_a_saved_model_that_answers_as_it_does(
+    shop: Settings, models: ServedModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import tensorflow as tf
+
+    monkeypatch.setenv("EVERGREEN_HOME", str(shop.home))
+    monkeypatch.setenv("EVERGREEN_MASK_KEY", shop.mask_key)
+    assert saved_model.main(["recommend", "1", str(tmp_path)]) == 0 == saved_model.main(["recommend", "1", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    graph = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+    given = {"history": tf.constant([[KNOWN, OTHER]]), "history_days": tf.constant([[2.0, 5.0]])}
+    said = graph(k=tf.constant(5), **given)
+    ids, scores = models._loaded("recommend", 1, None).model.service.one(
+        {"history": [KNOWN, OTHER], "history_days": [2.0, 5.0]}, 5
+    )
+    assert [one.decode() for one in said["item_ids"][0].numpy()] == ids
+    assert said["scores"][0].numpy() == pytest.approx(scores, abs=1e-3)
+    assert saved_model.main(["recommend", "99", str(tmp_path)]) == 1 and "version 99" in capsys.readouterr().err
