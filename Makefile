@@ -65,8 +65,8 @@ bench-loop: setup ## Measure ingest, checks, freshness and a request; writes tes
 bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_retail growth"); writes results/learning.json
 	$(RUN) tests.benchmarks.bench_learning $(PARTS)
 
-bench-serving: setup ## Measure the compact form and the server beside others; writes results/serving.json
-	$(RUN) tests.benchmarks.bench_serving
+bench-serving: setup ## Measure the compact form, server and batches (PARTS="compact server batch"); writes results/serving.json
+	$(RUN) tests.benchmarks.bench_serving $(PARTS)
 
 bench-trust: setup ## Measure how far the loop can be trusted (PARTS="gate faults …"; KILLS=200 DAYS=14 TASK=recommend); writes results/trust.json
 	$(RUN) tests.benchmarks.bench_trust $(PARTS)

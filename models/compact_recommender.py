@@ -134,6 +134,10 @@ class CompactRecommender:
         """Text vectors [n, text dimension] in the directions that the model keeps."""
         return query_vectors @ self.arrays["text_projection"]
 
+    def ranked(self, logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `best`: for whoever holds a recommender and not its module."""
+        return best(logits, k)
+
     def similarities(self, row: int) -> np.ndarray:
         """[items] float32: the cosines of all items' vectors with that of `row`."""
         vectors = self.arrays["items"]

@@ -30,6 +30,8 @@ from mlflow.pyfunc import PythonModel
 PARAMETERS: Mapping[str, Any] = {"k": 20, "exclude_history": False}
 _COLUMNS = ("history", "history_days", "query", "item_id")
 _HISTORY_ITEMS = 256  # as many as the model has learnt from
+_MOST_AT_ONCE = 512  # histories of a batch: beyond, a catalogue of 200 to 100,000 items gains nothing
+_MOST_LOGITS = 16_000_000  # 64 MB
 _OLDEST_DAYS = 36_500.0  # a century, older than any log: beyond 1e38 float32 ends and the scores would be NaN
 
 
@@ -115,6 +117,33 @@ class RecommenderService:
         """The answer to one row of `answer`'s columns, without a frame around it: ids and scores, best first."""
         return self._one(row, k, exclude)
 
+    def many(
+        self, rows: Sequence[Mapping[str, Any]], k: int, exclude: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What is recommended to many histories, in one product for each few hundred of them.
+
+        Args:
+            rows: `history` and `history_days` of each; `query` and `item_id` are not looked at.
+            k: how many items.
+            exclude: whether items of the history are left out.
+
+        Returns:
+            [rows, k] object, ids, best first, and [rows, k] float32, scores; -inf where there are no more items.
+        """
+        items = len(self._recommender.ids)
+        at_once = max(1, min(_MOST_AT_ONCE, _MOST_LOGITS // items))
+        ids, scores = np.empty((len(rows), k), object), np.empty((len(rows), k), np.float32)
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            history = _side_by_side([self._history(row) for row in rows[part]])
+            logits = self._recommender.logits(*history)
+            if exclude:
+                logits[np.arange(len(logits))[:, None], history[0]] = -np.inf
+            logits[:, 0] = -np.inf
+            columns, scores[part] = self._recommender.ranked(logits, k)
+            ids[part] = self._recommender.ids[columns]  # column -1, no item, has no score
+        return ids, scores
+
     def _one(self, row: Mapping[str, Any], k: int, exclude: bool) -> tuple[list[str], list[float]]:
         known = self._recommender.index.get(_text("item_id", row.get("item_id")), 0)
         if known:
@@ -185,6 +214,16 @@ class RecommenderModel(PythonModel):
     ) -> pd.DataFrame:
         """See RecommenderService.answer."""
         return self.service.answer(model_input, params or {})
+
+
+def _side_by_side(histories: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """Histories [1, items] as one batch [histories, most items], filled up with no item."""
+    longest = max(one[0].shape[1] for one in histories)
+    batch = tuple(np.zeros((len(histories), longest), array.dtype) for array in histories[0])
+    for place, one in enumerate(histories):
+        for whole, array in zip(batch, one, strict=True):
+            whole[place, : array.shape[1]] = array[0]
+    return batch
 
 
 def input_example(ids: Sequence[str]) -> pd.DataFrame:

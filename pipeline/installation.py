@@ -62,24 +62,27 @@ class Secrets:
     jwt_secret: str = field(repr=False)
     fernet_key: str = field(repr=False)
     admin_password: str = field(repr=False)
+    webhook_key: str = field(repr=False)
 
     @classmethod
     def of(cls, home: Path, environment: Mapping[str, str]) -> Secrets:
         """The secrets below `home`, made where there are none; those in the environment win."""
         path = home / "secrets.json"
-        if not path.exists():
+        held = json.loads(path.read_text()) if path.exists() else {}
+        made = {
+            "mask_key": secrets.token_hex(32), "jwt_secret": secrets.token_hex(32), "fernet_key": _fernet_key(),
+            "admin_password": secrets.token_urlsafe(9), "webhook_key": _fernet_key(),
+        }
+        if set(made) - set(held):
             home.mkdir(parents=True, exist_ok=True)
-            made = {
-                "mask_key": secrets.token_hex(32), "jwt_secret": secrets.token_hex(32),
-                "fernet_key": _fernet_key(), "admin_password": secrets.token_urlsafe(9),
-            }
             unfinished = home / f".secrets.{os.getpid()}"
-            _write_secretly(unfinished, json.dumps(made, indent=2))
+            held = {**made, **held}
+            _write_secretly(unfinished, json.dumps(held, indent=2))
             unfinished.replace(path)
-        held = json.loads(path.read_text())
         names = {
             "mask_key": "EVERGREEN_MASK_KEY", "jwt_secret": "AIRFLOW__API_AUTH__JWT_SECRET",
             "fernet_key": "AIRFLOW__CORE__FERNET_KEY", "admin_password": "EVERGREEN_ADMIN_PASSWORD",
+            "webhook_key": "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
         }
         return cls(**{name: environment.get(variable) or held[name] for name, variable in names.items()})
 
@@ -171,6 +174,8 @@ class Installation:
             "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0",  # same sums on machines with and without AVX512
             "MLFLOW_BACKEND_STORE_URI": self.database("mlflow"),
             "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            # without it each server process makes its own, and what one wrote no other reads
+            "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": self.secrets.webhook_key,
         }
         if registry_login.asked_for(self._environment):
             own |= registry_login.variables(

@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -256,16 +255,6 @@ def note_version_page(task_name: str, number: int, settings: Settings) -> None:
     path = lineage_path({"asked": "version", "task": task_name, "version": number}, settings.reports)
     place = settings.page_url(path) if settings.pages_url else path.relative_to(settings.reports).as_posix()
     open_registry(settings).note(task_name, number, "lineage", str(place))
-
-
-def write_version_page(task_name: str, number: int, settings: Settings) -> Path:
-    """Writes the page of what a version itself has learnt.
-
-    The windows of its ancestors are on their pages; `python -m pipeline.lineage version` writes all of them on one.
-    """
-    from pipeline.lineage_pages import write_lineage_page
-
-    return write_lineage_page(of_version(task_name, number, settings, whole=False), settings.reports)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

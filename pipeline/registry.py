@@ -205,6 +205,18 @@ class Registry:
             tracking_uri=self.tracking_uri,
         ))
 
+    def read_file(self, task: str, version: int, path: str) -> str | None:
+        """A text file that lies with a version's run; None where there is none, or no more."""
+        held = self._version(task, version)
+        try:
+            return self._download(held, path)
+        except (_mlflow_exception(), OSError):
+            return None
+
+    def package_bytes(self, task: str, version: int) -> int:
+        """How much of what consumers load is a version's own; 0 where its files were removed."""
+        return sum(folder_bytes(*place, self.tracking_uri) for place in self._places(task, version)[1:])
+
     # -- registering --------------------------------------------------------------------------------------
 
     def register(
@@ -368,6 +380,13 @@ class Registry:
         """Sets the tag `evergreen.<name>` of a version: for what is known only after it was registered."""
         with self._locks(f"note-{task}"):  # of two that set a tag at once MLflow fails one
             self._client.set_model_version_tag(PREFIX + task, str(version), f"evergreen.{name}", text)
+
+    def write_card(self, task: str, version: int, name: str, card: str, short: str) -> None:
+        """Stores a version's card, Markdown, as the file `name` of its run, and `short` as its description."""
+        held = self._version(task, version)
+        with self._locks(f"note-{task}"):
+            self._client.log_text(str(held.run_id), card, name)
+            self._client.update_model_version(PREFIX + task, str(version), description=short)
 
     # -- retention ----------------------------------------------------------------------------------------
 

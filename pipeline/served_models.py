@@ -34,12 +34,18 @@ OLDER = timedelta(days=7)  # the page shows what the champion of a week ago woul
 
 
 class NoModel(RuntimeError):
-    """No version of a task can answer yet."""
+    """No version of a task can answer.
 
-    def __init__(self, task: str) -> None:
-        """Takes the task's name."""
-        self.task = task
+    Attributes:
+        task: its name.
+        absent: whether the registry says that the task has no champion; else none could be loaded yet.
+    """
+
+    def __init__(self, task: str, *, absent: bool) -> None:
+        self.task, self.absent = task, absent
         super().__init__(
+            f"evergreen-{task} must have a champion before it can answer; the registry has none yet. Run the DAG "
+            f"retrain_{task}, and look at `python -m pipeline.champion log --task {task}`." if absent else
             f"A champion of evergreen-{task} must have been loaded before it can answer; none was yet. Look at "
             f"/health/ready, at the server's log and at `python -m pipeline.champion show --task {task}`."
         )
@@ -83,6 +89,7 @@ class ServedModels:
         self.errors: dict[str, str] = {}
         self._settings, self._folder = settings, folder
         self._champions: dict[str, ServedModel] = {}
+        self._absent: set[str] = set()
         self._older: dict[str, ServedModel] = {}
         self._ending = threading.Event()
         self._listeners: list[Callable[[ServedModel], None]] = []
@@ -100,7 +107,7 @@ class ServedModels:
         try:
             return self._champions[task]
         except KeyError:
-            raise NoModel(task) from None
+            raise NoModel(task, absent=task in self._absent) from None
 
     def older(self, task: str) -> ServedModel | None:
         """The champion of a week ago, or the first one of a younger shop; None where it is the champion itself."""
@@ -144,7 +151,9 @@ class ServedModels:
         registry = open_registry(self._settings)
         version = registry.champion(task)
         if version is None:
+            self._absent.add(task)
             return
+        self._absent.discard(task)
         held = self._champions.get(task)
         if held is None or held.version != version:
             self._swap(self._loaded(task, version, registry.tags(task, version).get("evergreen.window")))

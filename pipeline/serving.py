@@ -1,4 +1,4 @@
-"""The reference server: recommend, search, similar items and what the other tasks answer, over HTTP.
+"""The reference server: recommend, search, similar items, price, stock, intent, sentiment, over HTTP.
 
 `make serve` or `python -m pipeline.serving --help`. It follows the registry's `champion` (pipeline/served_models.py),
 holds no state but models, and scales by adding processes. Its description is at /openapi.json and, to read and try, at
@@ -32,8 +32,9 @@ from pipeline.serving_limits import KeyedLimit, SizeLimit
 from pipeline.serving_metrics import ServingMetrics
 from pipeline.serving_page import page
 from pipeline.serving_schema import (
+    FAILURES,
+    UNKNOWN,
     Answer,
-    Failure,
     Health,
     Item,
     ItemId,
@@ -44,8 +45,9 @@ from pipeline.serving_schema import (
     Recommend,
     ResultCount,
     Search,
-    Served,
+    served_by,
 )
+from pipeline.serving_tasks import typed_questions
 from pipeline.settings import Settings, SettingsError, read_settings
 
 MOST_BYTES = 256 * 1024  # of a request: 256 history items with ids of 200 characters are 60 KB
@@ -124,6 +126,7 @@ def create_app(
     _errors(app)
     _health(app, models, metrics)
     _answers(app, models)
+    app.include_router(typed_questions(models, Depends(app.state.allowed("read"))))
     _pages(app, models, settings)
     return app
 
@@ -169,7 +172,8 @@ def _watch(app: FastAPI, metrics: ServingMetrics) -> None:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(NoModel)
     async def no_model(_: Request, error: NoModel) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 503, headers={"Retry-After": "5"})
+        status, headers = (409, {}) if error.absent else (503, {"Retry-After": "5"})
+        return JSONResponse({"detail": str(error)}, status, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -195,17 +199,11 @@ def _health(app: FastAPI, models: ServedModels, metrics: ServingMetrics) -> None
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    code: {"model": Failure} for code in (400, 401, 403, 413, 422, 429, 503)
-}
-_UNKNOWN: dict[int | str, dict[str, Any]] = {**_FAILURES, 404: {"model": Failure}}
-
-
 def _answers(app: FastAPI, models: ServedModels) -> None:
     read, operate = Depends(app.state.allowed("read")), Depends(app.state.allowed("operate"))
 
     if "recommend" in models.tasks:
-        @app.post("/v1/recommend", tags=["recommend"], dependencies=[read], responses=_FAILURES)
+        @app.post("/v1/recommend", tags=["recommend"], dependencies=[read], responses=FAILURES)
         def recommend(asked: Recommend) -> Answer:
             """Items that a customer with this history wants next."""
             row = {
@@ -214,7 +212,7 @@ def _answers(app: FastAPI, models: ServedModels) -> None:
             }
             return _answered(models, row, asked.k, exclude=asked.exclude_history, explain=asked.explain)
 
-        @app.post("/v1/search", tags=["recommend"], dependencies=[read], responses=_FAILURES)
+        @app.post("/v1/search", tags=["recommend"], dependencies=[read], responses=FAILURES)
         def search(asked: Search) -> Answer:
             """Items that fit the words, and the customer where a history is given."""
             row = {
@@ -223,23 +221,23 @@ def _answers(app: FastAPI, models: ServedModels) -> None:
             }
             return _answered(models, row, asked.k, exclude=False, explain=asked.explain)
 
-        @app.get("/v1/similar", tags=["recommend"], dependencies=[read], responses=_UNKNOWN)
+        @app.get("/v1/similar", tags=["recommend"], dependencies=[read], responses=UNKNOWN)
         def similar(item_id: ItemId, k: ResultCount = 20) -> Answer:
             """Items like this one."""
             served = models.champion("recommend")
             if not served.model.service.knows(item_id):
                 raise HTTPException(404, f"item_id must be an item that version {served.version} knows; it is not.")
             ids, scores = served.model.service.one({"item_id": item_id}, k)
-            return Answer(served=_served(served), items=_items(ids, scores))
+            return Answer(served=served_by(served), items=_items(ids, scores))
 
-    @app.post("/v1/models/{task}", tags=["any task"], dependencies=[read], responses=_UNKNOWN)
+    @app.post("/v1/models/{task}", tags=["any task"], dependencies=[read], responses=UNKNOWN)
     def ask(task: str, asked: ModelRequest) -> ModelAnswer:
         """Rows for the model of any task, in the columns of its signature in the registry."""
         if task not in models.tasks:
             raise HTTPException(404, f"task must be one of {', '.join(models.tasks)}; it is not.")
         return _asked(models, task, asked)
 
-    @app.post("/v1/reload", tags=["health"], dependencies=[operate], responses=_FAILURES)
+    @app.post("/v1/reload", tags=["health"], dependencies=[operate], responses=FAILURES)
     def reload() -> list[ModelState]:
         """Looks at the registry now instead of within seconds."""
         models.look()
@@ -254,7 +252,7 @@ def _answered(models: ServedModels, row: dict[str, Any], k: int, *, exclude: boo
     if explain:
         for item, why in zip(items, service.reasons(row, ids), strict=True):
             item.reasons = Reasons(**why)
-    return Answer(served=_served(served), items=items)
+    return Answer(served=served_by(served), items=items)
 
 
 def _asked(models: ServedModels, task: str, asked: ModelRequest) -> ModelAnswer:
@@ -266,7 +264,7 @@ def _asked(models: ServedModels, task: str, asked: ModelRequest) -> ModelAnswer:
         answer = served.predict(pd.DataFrame(asked.rows), asked.parameters)
     except (MlflowException, KeyError, TypeError, ValueError) as error:
         raise HTTPException(400, f"The model of {task!r} refused the request: {error}"[:2_000]) from error
-    return ModelAnswer(served=_served(served), rows=_plain(answer.to_dict(orient="records")))
+    return ModelAnswer(served=served_by(served), rows=_plain(answer.to_dict(orient="records")))
 
 
 def _pages(app: FastAPI, models: ServedModels, settings: Settings) -> None:
@@ -287,7 +285,7 @@ def _pages(app: FastAPI, models: ServedModels, settings: Settings) -> None:
             now, then = models.champion("recommend"), models.older("recommend")
             return {
                 name: None if served is None else {
-                    **_served(served).model_dump(mode="json"),
+                    **served_by(served).model_dump(mode="json"),
                     "items": [
                         {"item_id": item, "title": titles.of(item)}
                         for item in served.model.service.one(row, asked.k)[0]
@@ -301,10 +299,6 @@ def _items(ids: Sequence[str], scores: Sequence[float]) -> list[Item]:
     return [Item(item_id=item, score=score) for item, score in zip(ids, scores, strict=True)]
 
 
-def _served(served: Any) -> Served:
-    return Served(task=served.task, version=served.version, newest_hour=served.window)
-
-
 def _states(models: ServedModels) -> list[ModelState]:
     states = []
     for task in models.tasks:
@@ -313,7 +307,7 @@ def _states(models: ServedModels) -> list[ModelState]:
         except NoModel:
             continue
         age = None if served.window is None else (datetime.now(UTC) - served.window).total_seconds() / 3600
-        states.append(ModelState(**_served(served).model_dump(), loaded_at=served.loaded_at, age_hours=age))
+        states.append(ModelState(**served_by(served).model_dump(), loaded_at=served.loaded_at, age_hours=age))
     return states
 
 

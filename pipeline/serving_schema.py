@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pipeline.served_models import ServedModel
 
 MOST_HISTORY = 256  # as many as the model has learnt from
 MOST_ANSWERS = 200  # ten pages
@@ -15,18 +18,20 @@ ItemId = Annotated[str, Field(min_length=1, max_length=200, examples=["sku-1"])]
 ResultCount = Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="how many items")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A request: what it does not know, it refuses."""
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class Bought(_Strict):
+class Bought(Strict):
     """One purchase of the customer's history; an item bought twice stands there twice."""
 
     item_id: ItemId
     days_ago: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 0.0
 
 
-class Recommend(_Strict):
+class Recommend(Strict):
     """A customer, by what was bought before, newest first; nothing: a new customer."""
 
     history: Annotated[list[Bought], Field(max_length=MOST_HISTORY)] = []
@@ -35,7 +40,7 @@ class Recommend(_Strict):
     explain: bool = Field(False, description="say for each item what spoke for it")
 
 
-class Search(_Strict):
+class Search(Strict):
     """Words, and a customer where one is known."""
 
     query: Annotated[str, Field(max_length=1_000)] = ""
@@ -78,7 +83,7 @@ class Answer(BaseModel):
     items: list[Item]
 
 
-class ModelRequest(_Strict):
+class ModelRequest(Strict):
     """Rows in the columns of the model's signature."""
 
     rows: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_ROWS)]
@@ -111,3 +116,14 @@ class Failure(BaseModel):
     """Why there is no answer, and what to do."""
 
     detail: str
+
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    code: {"model": Failure} for code in (400, 401, 403, 409, 413, 422, 429, 503)
+}
+UNKNOWN: dict[int | str, dict[str, Any]] = {**FAILURES, 404: {"model": Failure}}
+
+
+def served_by(served: ServedModel) -> Served:
+    """A loaded version, as each of its answers names it."""
+    return Served(task=served.task, version=served.version, newest_hour=served.window)

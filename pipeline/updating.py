@@ -22,8 +22,10 @@ from pipeline.alerts import raise_alert, settle_alert
 from pipeline.arrival import arrival_rows, as_table, by_window, quality_rows
 from pipeline.checkpoint import Ledger
 from pipeline.lake import Lake, Snapshot, open_lake
-from pipeline.lineage import note_version_page, write_version_page
+from pipeline.lineage import note_version_page, of_version
+from pipeline.lineage_pages import write_lineage_page
 from pipeline.locking import locks_of
+from pipeline.model_card import COMPARISONS, write_model_card
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PromotionConflict
 from pipeline.settings import Settings
@@ -116,7 +118,7 @@ def retrain(
 def promote(
     task_name: str, version: int, settings: Settings, decided_at: datetime, who: str = "update"
 ) -> dict[str, Any]:
-    """Acts on the decision in a version's tags, writes its quality into the lake and its page of lineage. Idempotent.
+    """Acts on the decision in a version's tags; writes its quality, its page of lineage and its card. Idempotent.
 
     Returns:
         `action`, `champion_before`, `champion_after`. `action` is the decision, or `overtaken` where another
@@ -124,7 +126,9 @@ def promote(
     """
     note_version_page(task_name, version, settings)  # its address first: whoever sees a decision finds where it leads
     done = _acted_on(task_name, version, settings, decided_at, who)
-    write_version_page(task_name, version, settings)
+    learnt = of_version(task_name, version, settings, whole=False)
+    write_lineage_page(learnt, settings.reports)
+    write_model_card(learnt, settings)
     return done
 
 
@@ -316,6 +320,7 @@ class _Job:
             save(Checkpoint(learner.state(), lesson.ledger), folder)
             rows = judged.rows(challenger, self.settings.seed)
             (folder / "quality.json").write_text(json.dumps(rows))
+            (folder / COMPARISONS).write_text(json.dumps([asdict(one) for one in decision.comparisons]))
             readings.keep(read, folder)
             version = self.registry.register(
                 self.name, learner.package(Path(scratch) / "package"), folder,

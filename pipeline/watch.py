@@ -32,6 +32,7 @@ from pipeline.conditions import (
 from pipeline.drift import LEAST_REFERENCES, Fall, Gain, Shift, fall_of, shifts
 from pipeline.forgetting import learnt_from_deleted
 from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.model_card import note_moves
 from pipeline.profiles import (
     KEPT_DAYS,
     UNKNOWN,
@@ -166,6 +167,7 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     for name in settings.tasks:
         fault = _measured(lake, registry, name, settings)
         tasks.append(task_health(lake, registry, name, fault))
+        note_moves(name, settings)
     opened = _opened(settings)
     of_feeds = {one.feed: feed_conditions(one, opened) for one in feeds}
     of_tasks = {one.task: task_conditions(one, opened) for one in tasks}

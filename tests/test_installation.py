@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -21,6 +22,17 @@ def test_secrets_are_made_once_and_read_by_their_owner_alone(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
     assert len(first.mask_key) >= 32 and len(first.jwt_secret) >= 64
     assert Installation(tmp_path / "other", {}).secrets != first
+
+
+def test_a_secret_that_an_older_installation_lacks_is_made_and_the_others_stay(tmp_path: Path) -> None:
+    before = Installation(tmp_path, {}).secrets
+    held = json.loads((tmp_path / "secrets.json").read_text())
+    del held["webhook_key"]
+    (tmp_path / "secrets.json").write_text(json.dumps(held))
+    after = Installation(tmp_path, {})
+    assert {**vars(after.secrets), "webhook_key": ""} == {**vars(before), "webhook_key": ""}
+    assert after.environment["MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"] == Installation(tmp_path, {}).secrets.webhook_key
+    assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
 
 
 def test_secret_files_are_their_owners_also_where_others_could_read_them(tmp_path: Path) -> None:
@@ -53,7 +65,7 @@ def test_no_secret_stands_in_the_supervisors_configuration(tmp_path: Path) -> No
     installation._write_configuration()
     text = (tmp_path / "supervisord.conf").read_text()
     made = installation.secrets
-    assert not any(secret in text for secret in (made.mask_key, made.jwt_secret, made.fernet_key, made.admin_password))
+    assert len(vars(made)) == 5 and not any(secret in text for secret in vars(made).values())
     assert "hidden" not in text
 
 

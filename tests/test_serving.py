@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +17,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import schemathesis
+from deltalake import DeltaTable
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck
 from schemathesis.checks import not_a_server_error
@@ -20,11 +27,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from pipeline import updating
+from pipeline import saved_model, updating
+from pipeline.lake import open_lake
 from pipeline.registry import open_registry
 from pipeline.served_models import ServedModels, _older_champion
 from pipeline.serving import ApiKey, create_app, main
-from pipeline.settings import Settings
+from pipeline.settings import REPOSITORY, Settings
 from tests.small_shop import publish_hours, settings_of, small_shop
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -244,3 +252,84 @@ def test_a_server_without_keys_listens_to_its_own_machine_alone(
     monkeypatch.delenv("EVERGREEN_API_KEYS", raising=False)
     assert main(["--host", "0.0.0.0"]) == 1
     assert "EVERGREEN_API_KEYS" in capsys.readouterr().err
+
+
+def test_all_users_of_the_lake_are_scored_once_though_the_run_is_killed(shop: Settings, tmp_path: Path) -> None:
+    import pandas as pd
+    import pyarrow.compute as pc
+
+    out = tmp_path / "recommended"
+    command = [sys.executable, "-m", "pipeline.batch_scoring", "--out", str(out), "--version", "1", "--buckets", "40"]
+    environment = {
+        **os.environ, "EVERGREEN_HOME": str(shop.home), "EVERGREEN_MASK_KEY": shop.mask_key,
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    killed = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while killed.poll() is None and not (out / "_delta_log" / f"{5:020}.json").exists():
+        time.sleep(0.005)
+    killed.kill()
+    killed.wait()
+    assert killed.returncode == -signal.SIGKILL and 5 <= DeltaTable(out).version() < 40
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "a second, with version 1, run 1, after " in done.stdout, done.stdout
+    rows = DeltaTable(out).to_pyarrow_table()
+    events = open_lake(shop).arrow("events")
+    bought = events.filter(pc.equal(events["event_type"], "purchase"))
+    buyers = set(bought["user_id"].to_pylist()) - {None}
+    assert sorted(rows["user_id"].to_pylist()) == sorted(buyers)
+    user = max(buyers, key=bought["user_id"].to_pylist().count)
+    own = bought.filter(pc.equal(bought["user_id"], user)).select(["item_id", "event_time"]).to_pandas()
+    own["days"] = (pc.max(events["event_time"]).as_py() - own["event_time"]).dt.total_seconds() / 86_400
+    own["times"] = -own.groupby("item_id")["days"].transform("count")  # oftener bought goes first
+    own = own.sort_values(["days", "times", "item_id"])
+    asked = pd.DataFrame([{"history": own["item_id"].tolist(), "history_days": own["days"].tolist()}])
+    wanted = ServedModels(shop, shop.home / "serving", ["recommend"])._loaded("recommend", 1, None)
+    [answered] = rows.filter(pc.equal(rows["user_id"], user)).to_pylist()
+    assert answered["scores"] == pytest.approx(wanted.predict(asked, {"k": 20})["scores"][0], abs=1e-3)
+
+
+def test_the_readmes_consumer_follows_the_champion_and_outlives_the_registry(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    [code] = re.findall(r"```python\n(import threading.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    made: dict = {}
+    exec(code, made)
+    mlflow.set_tracking_uri(shop.tracking_uri)
+    registry, first = open_registry(shop), open_registry(shop).champion("recommend")
+    champion = made["Champion"]("evergreen-recommend", seconds=0.1)
+    assert champion.version == str(first) and len(champion.recommend([KNOWN, OTHER], k=3)) == 3
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    time.sleep(0.5)
+    assert len(champion.recommend([KNOWN], k=2)) == 2
+    mlflow.set_tracking_uri(shop.tracking_uri)
+    other = 3 - first
+    registry.promote("recommend", other, first, who="test", reasons=["swap"], action="force", decided_at=NOW)
+    deadline = time.monotonic() + 60
+    while champion.version != str(other) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert champion.version == str(other) and champion.recommend([KNOWN])
+
+
+def test_a_version_becomes_a_saved_model_that_answers_as_it_does(
+    shop: Settings, models: ServedModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import tensorflow as tf
+
+    monkeypatch.setenv("EVERGREEN_HOME", str(shop.home))
+    monkeypatch.setenv("EVERGREEN_MASK_KEY", shop.mask_key)
+    for _ in range(2):
+        assert saved_model.main(["recommend", "1", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    graph = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+    given = {"history": tf.constant([[KNOWN, OTHER]]), "history_days": tf.constant([[2.0, 5.0]])}
+    said = graph(k=tf.constant(5), **given)
+    ids, scores = models._loaded("recommend", 1, None).model.service.one(
+        {"history": [KNOWN, OTHER], "history_days": [2.0, 5.0]}, 5
+    )
+    assert [one.decode() for one in said["item_ids"][0].numpy()] == ids
+    assert said["scores"][0].numpy() == pytest.approx(scores, abs=1e-3)
+    assert saved_model.main(["recommend", "99", str(tmp_path)]) == 1 and "version 99" in capsys.readouterr().err

@@ -18,18 +18,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a task is and which table's changes wake it."""
+    """Where a task is, which table's changes wake it, and what its models are not for (for the model card)."""
 
     module: str
     name: str
     table: str
+    limits: tuple[str, ...] = ()
 
 
 TASKS = {
-    "recommend": Entry("pipeline.tasks.recommend", "Recommend", "events"),
-    "demand": Entry("pipeline.tasks.demand", "DemandTask", "events"),
-    "support": Entry("pipeline.tasks.support", "Support", "messages"),
-    "sentiment": Entry("pipeline.tasks.sentiment", "Sentiment", "messages"),
+    "recommend": Entry("pipeline.tasks.recommend", "Recommend", "events", (
+        "What is shown is chosen more often, and so learnt: before it decides what a shop stocks, measure that apart.",
+        "Scores rank the items of one request; they are no probabilities, and those of two requests do not compare.",
+        "Searches are as good as the text encoder's language: the default one reads English.",
+    )),
+    "demand": Entry("pipeline.tasks.demand", "DemandTask", "events", (
+        "Foresees 1, 7 and 28 days; beyond, the last pace is carried on.",
+        "A price range holds within the guard rails about usual prices; *no advice* means that, not the present price.",
+        "Elasticities come from the shop's own price changes; what others' prices do is not seen.",
+    )),
+    "support": Entry("pipeline.tasks.support", "Support", "messages", (
+        "Where `hand_over` is true a person must read the message; confidences are right on average, not for each.",
+        "It knows the intents that people have named; of a new kind it can only be unsure.",
+        "It proposes answers that were approved for similar messages; it writes none.",
+    )),
+    "sentiment": Entry("pipeline.tasks.sentiment", "Sentiment", "messages", (
+        "Meant for shares over many messages; a single customer must not be judged by it.",
+        "Learnt from few labels: irony and mixed messages are often told wrongly.",
+    )),
 }
 
 

@@ -23,9 +23,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
 
 from models.compact_recommender import CompactRecommender
 from pipeline import updating
+from pipeline.batch_scoring import score_lake
 from pipeline.checkpoint import load
 from pipeline.lake import Snapshot, open_lake
 from pipeline.lesson import lesson_of_everything
@@ -39,6 +43,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SECONDS = 15  # of each load
 USERS = 4  # at once: twice the cores
 SWAPS = 24
+BATCH_USERS = 1_000_000
 PORT = 8871
 
 
@@ -69,8 +74,6 @@ def measure_compact(settings: Settings) -> dict[str, float]:
     small = encoder.compact()
     place = lesson.gate.table.schema.get_field_index("query_vector")
     queries = lesson.gate.table["query"].to_pylist()
-    import pyarrow as pa
-
     vectors = small.embed([query or "" for query in queries])
     column = pa.FixedSizeListArray.from_arrays(
         pa.array(vectors.ravel()), vectors.shape[1], mask=pa.array([not query for query in queries])
@@ -170,6 +173,45 @@ def _mlflow_serve(settings: Settings) -> dict[str, float]:
         "mlflow_serve.p50_ms_one_client": float(np.median(milliseconds[10:])),
         "server.p50_ms_one_client": float(np.median(ours[10:])),
     }
+
+
+def measure_batch(settings: Settings) -> dict[str, float]:
+    """Users a second of `pipeline.batch_scoring`: from a Parquet file of histories to the Delta table, all of it.
+
+    Loading the model and reading, dealing and sorting the histories are in the time; making them is not.
+    """
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
+        users, out = Path(folder) / "users.parquet", Path(folder) / "recommended"
+        pq.write_table(histories(BATCH_USERS), users)
+        started, processor = time.monotonic(), time.process_time()
+        done = score_lake(settings, str(out), 1, users=str(users), k=20, progress=_say)
+        seconds, processor = time.monotonic() - started, time.process_time() - processor
+        assert done.users == BATCH_USERS == DeltaTable(out).to_pyarrow_dataset().count_rows()
+        size = _bytes(out)
+    return {
+        "batch.users": float(BATCH_USERS), "batch.users_per_s": BATCH_USERS / seconds, "batch.seconds": seconds,
+        "batch.users_per_cpu_s": BATCH_USERS / processor, "batch.table_mb": size / 1e6,
+    }
+
+
+def histories(users: int) -> pa.Table:
+    """Users with 1 to some 25 purchases, ten on average, of the shop's items, a few of which are bought by most."""
+    draw = np.random.default_rng(1)
+    lengths = 1 + draw.poisson(9, users)
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    items = np.minimum(draw.geometric(0.04, offsets[-1]) - 1, 59)  # the small shop's 60 items
+    ids = pa.array([f"P{item:06d}" for item in range(60)]).take(pa.array(items))
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    days = place * 7.0 + draw.random(offsets[-1])
+    return pa.table({
+        "user_id": [f"{user:032x}" for user in range(users)],
+        "history": pa.ListArray.from_arrays(offsets, ids),
+        "history_days": pa.ListArray.from_arrays(offsets, pa.array(days)),
+    })
+
+
+def _say(users: int, whole: int) -> None:
+    print(f"{users:,} of {whole:,} users", flush=True)
 
 
 @contextmanager
@@ -275,7 +317,7 @@ def write(figures: Mapping[str, float], parts: Sequence[str]) -> None:
 
 def main() -> None:
     """Measures all or what is named."""
-    parts = {"compact": measure_compact, "server": measure_server}
+    parts = {"compact": measure_compact, "server": measure_server, "batch": measure_batch}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (default: all)")
     chosen = parser.parse_args().parts or list(parts)
