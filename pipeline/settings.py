@@ -29,6 +29,9 @@ class Settings:
         home: folder of everything that this installation writes (`EVERGREEN_HOME`).
         landing: root of the landing zone (`EVERGREEN_LANDING`, default `<home>/landing`).
         lake: root of the Delta tables (`EVERGREEN_LAKE`, default `<home>/lake`).
+        artifacts: where the models' files go (`EVERGREEN_ARTIFACTS`, default `<home>/mlflow/artifacts`). Landing zone,
+            lake and artifacts are folders or URLs of an object store (`s3://bucket/path`), which is told by AWS' own
+            variables: `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, …
         reports: folder of the HTML pages and pictures (`EVERGREEN_REPORTS`, default `<home>/reports`).
         tracking_uri: MLflow's address (`EVERGREEN_MLFLOW`, default a SQLite file below home, good for tests).
         mask_key: secret key of the user id masking (`EVERGREEN_MASK_KEY`, at least 32 characters).
@@ -52,6 +55,7 @@ class Settings:
     home: Path
     landing: str = field(repr=False)
     lake: str = field(repr=False)
+    artifacts: str = field(repr=False)
     reports: Path
     tracking_uri: str = field(repr=False)
     mask_key: str = field(repr=False)
@@ -74,6 +78,12 @@ class Settings:
             )
         if not 0 <= self.lateness_hours <= 24 * 90:
             raise SettingsError(f"EVERGREEN_LATENESS_HOURS must lie in 0..2160; received {self.lateness_hours}.")
+        for name, folder in (("HOME", self.home), ("REPORTS", self.reports)):
+            if ":/" in str(folder):  # a path has made one slash of an address's two
+                raise SettingsError(
+                    f"EVERGREEN_{name} must be a folder; received an address. Object storage takes the landing zone, "
+                    "the lake and the models' files; pages and locks need a disk, which several machines may share."
+                )
 
     def page_url(self, page: str | Path | None) -> str | None:
         """Where a browser finds a page below `reports`; its path where no server shows them."""
@@ -94,6 +104,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         home=home,
         landing=env.get("EVERGREEN_LANDING", str(home / "landing")),
         lake=env.get("EVERGREEN_LAKE", str(home / "lake")),
+        artifacts=env.get("EVERGREEN_ARTIFACTS", str(home / "mlflow" / "artifacts")),
         reports=Path(env.get("EVERGREEN_REPORTS", home / "reports")),
         tracking_uri=env.get("EVERGREEN_MLFLOW", f"sqlite:///{home / 'mlflow.db'}"),
         mask_key=env.get("EVERGREEN_MASK_KEY", ""),
