@@ -44,6 +44,7 @@ class Settings:
             (`EVERGREEN_ABSENT_COLUMNS`); their expectations are left out.
         expected_feeds: feeds that alert when a window brings no file (`EVERGREEN_EXPECTED_FEEDS`).
         seed: seed of everything drawn at random (`EVERGREEN_SEED`).
+        workers: processes that make a retrain's steps together (`EVERGREEN_WORKERS`); see pipeline/workers.py.
         encoder: the text encoder's preset (`EVERGREEN_ENCODER`): `minilm`, a folder, or any KerasHub
             or Hugging Face preset of a BERT-like encoder.
         schedule_end: no hourly ingest is scheduled for windows from here on (`EVERGREEN_SCHEDULE_END`, ISO 8601):
@@ -65,6 +66,7 @@ class Settings:
     absent_columns: frozenset[str] = frozenset()
     expected_feeds: tuple[str, ...] = ("events",)
     seed: int = 20260101
+    workers: int = 1
     encoder: str = "minilm"
     schedule_end: datetime | None = None
     pages_url: str | None = None
@@ -78,6 +80,8 @@ class Settings:
             )
         if not 0 <= self.lateness_hours <= 24 * 90:
             raise SettingsError(f"EVERGREEN_LATENESS_HOURS must lie in 0..2160; received {self.lateness_hours}.")
+        if self.workers < 1:
+            raise SettingsError(f"EVERGREEN_WORKERS must be at least 1; received {self.workers}.")
         for name, folder in (("HOME", self.home), ("REPORTS", self.reports)):
             if ":/" in str(folder):  # a path has made one slash of an address's two
                 raise SettingsError(
@@ -114,6 +118,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         absent_columns=frozenset(_words(env.get("EVERGREEN_ABSENT_COLUMNS", ""))),
         expected_feeds=_words(env.get("EVERGREEN_EXPECTED_FEEDS", "events")),
         seed=_whole("EVERGREEN_SEED", env.get("EVERGREEN_SEED", "20260101")),
+        workers=_whole("EVERGREEN_WORKERS", env.get("EVERGREEN_WORKERS", "1")),
         encoder=env.get("EVERGREEN_ENCODER", "minilm"),
         schedule_end=_hour("EVERGREEN_SCHEDULE_END", env.get("EVERGREEN_SCHEDULE_END")),
         pages_url=env.get("EVERGREEN_PAGES_URL") or None,

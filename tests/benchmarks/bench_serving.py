@@ -254,7 +254,10 @@ def _quiet(line: str) -> None:
     """Reports to nobody."""
 
 
-def write(figures: Mapping[str, float], parts: Sequence[str]) -> None:
+PROTOCOL = f"make bench-serving; {USERS} consumers for {SECONDS} s on one machine; ratios are of one run"
+
+
+def write(figures: Mapping[str, float], parts: Sequence[str], protocol: str = PROTOCOL) -> None:
     """Merges figures into the results."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -264,13 +267,17 @@ def write(figures: Mapping[str, float], parts: Sequence[str]) -> None:
     result = {
         "commit": commit, "measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "parts": list(parts),
         "machine": {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)},
-        "protocol": f"make bench-serving; {USERS} consumers for {SECONDS} s on one machine; ratios are of one run",
-        "figures": {**held["figures"], **{name: round(value, 4) for name, value in figures.items()}},
+        "protocol": protocol,
+        "figures": {**held["figures"], **{name: _rounded(value) for name, value in figures.items()}},
     }
     unfinished = RESULTS.with_suffix(".tmp")
     unfinished.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
     unfinished.replace(RESULTS)
     print(json.dumps(result["figures"], indent=2))
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4) if abs(value) >= 0.001 else float(f"{value:.3g}")  # differences are tiny and not nothing
 
 
 def main() -> None:
