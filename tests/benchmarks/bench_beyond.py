@@ -31,6 +31,7 @@ from tests.small_shop import publish_hours, settings_of, small_shop
 SMALL = {"items": 300, "users": 400}
 LARGE = {"items": 9_000, "users": 400}  # more than recommend_batches.EXACT_ITEMS
 HOURS = 72
+PROTOCOL = "make bench-beyond; one and two processes on one machine of two cores, each from the same learner"
 
 
 def trained_by(settings: Settings, workers: int, steps: int, passes: int = 1) -> tuple[Trained, float]:
@@ -94,7 +95,7 @@ def main() -> None:
     for name in chosen:
         print(f"measuring {name}", flush=True)
         figures |= parts[name]()
-    write(figures, chosen, "make bench-beyond; one and two processes on one machine, each from the same learner")
+    write(figures, chosen, PROTOCOL, below="beyond")
 
 
 if __name__ == "__main__":
