@@ -17,7 +17,7 @@ run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) $(if $(TASKS)
   $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down serve status test test-slow lint bench-loop bench-learning bench-serving bench-rivals-env tables lock clean bench-trust bench-tasks
+.PHONY: help setup run up down serve status test test-slow lint bench-loop bench-learning bench-serving bench-beyond bench-rivals-env tables lock clean bench-trust bench-tasks
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -67,6 +67,9 @@ bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_
 
 bench-serving: setup ## Measure the compact form, server and batches (PARTS="compact server batch"); writes results/serving.json
 	$(RUN) tests.benchmarks.bench_serving $(PARTS)
+
+bench-beyond: setup ## Measure what goes beyond one machine (PARTS="workers"); adds to results/serving.json
+	$(RUN) tests.benchmarks.bench_beyond $(PARTS)
 
 bench-trust: setup ## Measure how far the loop can be trusted (PARTS="gate faults …"; KILLS=200 DAYS=14 TASK=recommend); writes results/trust.json
 	$(RUN) tests.benchmarks.bench_trust $(PARTS)

@@ -201,7 +201,8 @@ class UserTower(keras.layers.Layer):
         super().build(input_shape)
 
     def call(
-        self, items: tf.Tensor, features: tf.Tensor, user: tf.Tensor, present: tf.Tensor, training: bool = False
+        self, items: tf.Tensor, features: tf.Tensor, user: tf.Tensor, present: tf.Tensor, training: bool = False,
+        dropout_of: tuple[tf.Tensor, tf.Tensor] | None = None,
     ) -> tf.Tensor:
         """The user's vector.
 
@@ -211,6 +212,8 @@ class UserTower(keras.layers.Layer):
             user: [batch, USER_FEATURES] float32.
             present: [batch, length] float32.
             training: whether dropout is on.
+            dropout_of: [batch] int32 and a number: these examples are at such places of a batch that is so large, and
+                what is dropped of them is what would be dropped there; None: they are the batch.
 
         Returns:
             [batch, dimension] float32.
@@ -220,10 +223,19 @@ class UserTower(keras.layers.Layer):
         weight = tf.nn.softmax(score, axis=1) * present[..., None]
         pooled = tf.matmul(weight, items, transpose_a=True)  # [batch, heads, dimension]
         pooled = tf.concat([tf.reshape(pooled, [-1, self.heads * self.dimension]), user], axis=1)
-        pooled = self.dropout(pooled, training=training)
+        pooled = self._dropped(pooled, training, dropout_of)
         hidden = tf.nn.silu(tf.matmul(pooled, self.hidden_kernel) + self.hidden_bias)
-        hidden = self.dropout(hidden, training=training)
+        hidden = self._dropped(hidden, training, dropout_of)
         return tf.matmul(pooled, self.direct_kernel) + tf.matmul(hidden, self.output_kernel)
+
+    def _dropped(
+        self, values: tf.Tensor, training: bool, dropout_of: tuple[tf.Tensor, tf.Tensor] | None
+    ) -> tf.Tensor:
+        if dropout_of is None or not training:
+            return self.dropout(values, training=training)
+        place, size = dropout_of
+        kept = self.dropout(tf.ones([size, tf.shape(values)[1]]), training=True)
+        return values * tf.gather(kept, place)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -118,7 +118,10 @@ class Recommender(keras.layers.Layer):
         features = history_features(counts, views, batch["history_days"], present)
         user = user_features(counts, views, present)
         own = tf.gather(vectors, index)
-        wish = self.user_tower(own, features=features, user=user, present=present, training=training)
+        wish = self.user_tower(
+            own, features=features, user=user, present=present, training=training,
+            dropout_of=(batch["dropout_place"], batch["dropout_size"]) if "dropout_place" in batch else None,
+        )
         moments = tf.broadcast_to(batch["moment"][:, None], tf.shape(index))
         own_trend = tf.gather_nd(batch["trend"], tf.stack([moments, index], axis=-1))
         own_popularity = self.trend_head(own_trend)
@@ -152,6 +155,14 @@ class Recommender(keras.layers.Layer):
 def as_json(sizes: RecommenderSizes) -> dict[str, Any]:
     """The sizes in JSON's types."""
     return asdict(sizes)
+
+
+# What a step reads beside that where several workers make it, each with a part of the batch.
+PART_SIGNATURE = {
+    "examples": tf.TensorSpec((), tf.float32),  # of the whole batch
+    "dropout_place": tf.TensorSpec((None,), tf.int32),  # [own examples], their places in the whole batch
+    "dropout_size": tf.TensorSpec((), tf.int32),  # rows of the whole batch, with those of no weight
+}
 
 
 def batch_signature(text_dimension: int) -> dict[str, tf.TensorSpec]:

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from .losses import NO_ITEM, candidate_cross_entropy, rating_cross_entropy
 from .optimizers import dense_optimizer
-from .recommender import Recommender, batch_signature
+from .recommender import PART_SIGNATURE, Recommender, batch_signature
+from .workers import Workers
 
 RATING_WEIGHT = 0.1  # ratings are a tenth of the events and beside the point of the ranking
 
@@ -64,6 +65,7 @@ class Trainer:
         # One trace each for all shapes: a trace costs two seconds, and each update is a new process.
         self._rows = tf.TensorSpec((None, network.sizes.dimension), tf.float32)
         self._batch = batch_signature(network.sizes.text_dimension)
+        self._workers: Workers | None = None
         self._train = self._compiled_step()
         self._measure = tf.function(self._losses_of, input_signature=[self._rows, self._batch])
 
@@ -87,6 +89,11 @@ class Trainer:
             if {before.optimizer, methods.optimizer} <= {"adam", "adamw"} or before.optimizer == methods.optimizer:
                 for name, slot in _slots(self.optimizer).items():
                     slot.assign(held[name])
+        self._train = self._compiled_step()
+
+    def join(self, workers: Workers) -> None:
+        """From now on each step is made by all workers: its batch is this one's part, its gradient that of all."""
+        self._workers = workers
         self._train = self._compiled_step()
 
     def weigh(self, examples: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> None:
@@ -120,7 +127,8 @@ class Trainer:
             replayed: [batch] float32, 1: a replayed example; for distillation.
 
         Returns:
-            The batch's mean loss before the step, and the gradient of `rows` [rows, dimension].
+            The batch's mean loss before the step, and the gradient of `rows` [rows, dimension] (with several workers
+            that of this one's part).
         """
         arguments = [rows, dict(batch), tf.constant(learning_rate, tf.float32)]
         if not self.methods.plain:
@@ -140,14 +148,18 @@ class Trainer:
         with tf.GradientTape() as tape:
             tape.watch(rows)
             losses = self._losses_of(rows, batch, training=True)
-            loss = tf.reduce_sum(losses * batch["weight"]) / tf.maximum(tf.reduce_sum(batch["weight"]), 1.0)
+            examples = tf.reduce_sum(batch["weight"]) if self._workers is None else batch["examples"]
+            loss = tf.reduce_sum(losses * batch["weight"]) / tf.maximum(examples, 1.0)
         gradients, of_rows = tape.gradient(loss, ([variable.value for variable in variables], rows))
+        if self._workers is not None:
+            loss, *gradients = self._workers.sum([loss, *gradients])
         self.optimizer.learning_rate.assign(learning_rate)
         self.optimizer.apply(gradients, variables)
         return loss, of_rows
 
     def _compiled_step(self) -> Any:
-        signature = [self._rows, self._batch, tf.TensorSpec((), tf.float32)]
+        batch = self._batch if self._workers is None else self._batch | PART_SIGNATURE
+        signature = [self._rows, batch, tf.TensorSpec((), tf.float32)]
         if self.methods.plain:
             return tf.function(self._train_step, input_signature=signature)
         return tf.function(

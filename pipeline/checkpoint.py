@@ -113,12 +113,7 @@ class Checkpoint:
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a checkpoint's three files into `folder` (made if absent)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # safetensors keeps neither memory order nor zero-dimensional views apart from contiguous copies
-    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.state.arrays.items()}
-    shapes = {name: list(array.shape) for name, array in checkpoint.state.arrays.items()}
-    save_file(arrays, folder / "arrays.safetensors")
-    (folder / "state.json").write_text(json.dumps({"meta": checkpoint.state.meta, "shapes": shapes}))
+    save_state(checkpoint.state, folder)
     (folder / "ledger.json").write_text(json.dumps(checkpoint.ledger.as_json(), indent=2))
 
 
@@ -128,9 +123,23 @@ def load(folder: Path) -> Checkpoint:
     Raises:
         FileNotFoundError: one of its three files is missing.
     """
+    return Checkpoint(load_state(folder), Ledger.from_json(json.loads((folder / "ledger.json").read_text())))
+
+
+def save_state(state: State, folder: Path) -> None:
+    """Writes a learner's state into `folder` (made if absent), as two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # safetensors keeps neither memory order nor zero-dimensional views apart from contiguous copies
+    arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
+    shapes = {name: list(array.shape) for name, array in state.arrays.items()}
+    save_file(arrays, folder / "arrays.safetensors")
+    (folder / "state.json").write_text(json.dumps({"meta": state.meta, "shapes": shapes}))
+
+
+def load_state(folder: Path) -> State:
+    """The state in `folder`, bit for bit."""
     notes = json.loads((folder / "state.json").read_text())
     arrays = load_file(folder / "arrays.safetensors")
-    state = State(
+    return State(
         arrays={name: arrays[name].reshape(shape) for name, shape in notes["shapes"].items()}, meta=notes["meta"]
     )
-    return Checkpoint(state, Ledger.from_json(json.loads((folder / "ledger.json").read_text())))

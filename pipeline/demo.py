@@ -78,6 +78,11 @@ class Demo:
 
     def run(self) -> bool:
         """Everything to its end; whether the loop worked."""
+        if "://" in self._settings.landing:
+            raise SourceError(
+                "make run lays its hours into a folder; EVERGREEN_LANDING is an address. Leave it out here: lake and "
+                "models' files may be in object storage (EVERGREEN_LAKE, EVERGREEN_ARTIFACTS)."
+            )
         landing = Path(self._settings.landing)
         self._stage(f"laying {len(self._stream.history):,} hours of history into {landing}")
         rows = 0

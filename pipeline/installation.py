@@ -299,7 +299,6 @@ class Installation:
         config["supervisorctl"] = {"serverurl": f"unix://{control}"}
         if "EVERGREEN_DATABASE" not in self._environment:
             self._prepare_postgres(config)
-        artifacts = self.home / "mlflow" / "artifacts"
         login = ""
         if registry_login.asked_for(self._environment):
             self._accounts_configuration.parent.mkdir(parents=True, exist_ok=True)
@@ -309,7 +308,7 @@ class Installation:
         commands = {
             # its database's address comes by environment: a process's arguments are for all to read
             "mlflow": f"{python} -m pipeline.installation alone {python} -m mlflow server "
-                      f"--artifacts-destination {artifacts} --serve-artifacts --workers 1 {login}"
+                      f"--artifacts-destination {self.settings.artifacts} --serve-artifacts --workers 1 {login}"
                       f"--host 127.0.0.1 --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
             "airflow-scheduler": f"{python} -m airflow scheduler --skip-serve-logs",

@@ -661,7 +661,16 @@ class Snapshot:
 
 def open_lake(settings: Settings) -> Lake:
     """The lake of an installation."""
-    return Lake(settings.lake, locks_of(settings.home, settings.lock_url))
+    return Lake(settings.lake, locks_of(settings.home, settings.lock_url), storage_options(settings.lake))
+
+
+def storage_options(root: str) -> dict[str, str] | None:
+    """What deltalake is told of the store at `root` beside the environment's variables; None for a folder.
+
+    A commit to S3 puts its log entry only where there is none ("If-None-Match"), so that of two writers of one version
+    one begins anew. That is deltalake's way too; said here, no variable of the environment switches it off.
+    """
+    return {"aws_conditional_put": "etag"} if root.startswith(("s3://", "s3a://")) else None
 
 
 def _puts_and_takes(rows: pa.Table, key: str, gone: Sequence[str], refused: Collection[str]) -> pa.Table:

@@ -101,7 +101,7 @@ class Registry:
         tracking_uri: str,
         lake: Lake,
         locks: Locks,
-        artifacts: Path | None = None,
+        artifacts: str | None = None,
         *,
         verifies: bool = True,
     ) -> None:
@@ -111,7 +111,7 @@ class Registry:
             tracking_uri: MLflow's address: a server's URL, or a database's.
             lake: where `decisions` is.
             locks: mutual exclusion by name.
-            artifacts: where files go when no server decides that (a database's URL as address).
+            artifacts: folder or URL where files go when no server decides that (a database's URL as address).
             verifies: whether a model is loaded in a fresh process before it may serve.
         """
         self.tracking_uri = tracking_uri
@@ -529,7 +529,7 @@ class Registry:
         """The experiment of a model; its files go below `artifacts` where no server says otherwise."""
         held = self._client.get_experiment_by_name(name)
         if held is None:
-            location = (self._artifacts / name).resolve().as_uri() if self._artifacts else None
+            location = f"{_as_url(self._artifacts)}/{name}" if self._artifacts else None
             try:
                 return self._client.create_experiment(name, artifact_location=location)
             except _mlflow_exception() as error:
@@ -552,7 +552,11 @@ def open_registry(settings: Settings) -> Registry:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     locks = locks_of(settings.home, settings.lock_url)
-    return Registry(settings.tracking_uri, open_lake(settings), locks, settings.home / "mlflow" / "artifacts")
+    return Registry(settings.tracking_uri, open_lake(settings), locks, settings.artifacts)
+
+
+def _as_url(place: str) -> str:
+    return place.rstrip("/") if "://" in place else Path(place).resolve().as_uri()
 
 
 def _mlflow_exception() -> type[Any]:

@@ -31,6 +31,9 @@ class Settings:
         home: folder of everything that this installation writes (`EVERGREEN_HOME`).
         landing: root of the landing zone (`EVERGREEN_LANDING`, default `<home>/landing`).
         lake: root of the Delta tables (`EVERGREEN_LAKE`, default `<home>/lake`).
+        artifacts: where the models' files go (`EVERGREEN_ARTIFACTS`, default `<home>/mlflow/artifacts`). Landing zone,
+            lake and artifacts are folders or URLs of an object store (`s3://bucket/path`), which is told by AWS' own
+            variables: `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, …
         reports: folder of the HTML pages and pictures (`EVERGREEN_REPORTS`, default `<home>/reports`).
         tracking_uri: MLflow's address (`EVERGREEN_MLFLOW`, default a SQLite file below home, good for tests).
         mask_key: secret key of the user id masking (`EVERGREEN_MASK_KEY`, at least 32 characters).
@@ -45,6 +48,7 @@ class Settings:
             (`EVERGREEN_ABSENT_COLUMNS`); their expectations are left out.
         expected_feeds: feeds that alert when a window brings no file (`EVERGREEN_EXPECTED_FEEDS`).
         seed: seed of everything drawn at random (`EVERGREEN_SEED`).
+        workers: processes that make a retrain's steps together (`EVERGREEN_WORKERS`); see pipeline/workers.py.
         encoder: the text encoder's preset (`EVERGREEN_ENCODER`): `minilm`, a folder, or any KerasHub
             or Hugging Face preset of a BERT-like encoder.
         schedule_end: no hourly ingest is scheduled for windows from here on (`EVERGREEN_SCHEDULE_END`, ISO 8601):
@@ -56,6 +60,7 @@ class Settings:
     home: Path
     landing: str = field(repr=False)
     lake: str = field(repr=False)
+    artifacts: str = field(repr=False)
     reports: Path
     tracking_uri: str = field(repr=False)
     mask_key: str = field(repr=False)
@@ -66,6 +71,7 @@ class Settings:
     absent_columns: frozenset[str] = frozenset()
     expected_feeds: tuple[str, ...] = ("events",)
     seed: int = 20260101
+    workers: int = 1
     encoder: str = "minilm"
     schedule_end: datetime | None = None
     pages_url: str | None = None
@@ -84,6 +90,14 @@ class Settings:
                 f"EVERGREEN_TASKS must name a task that learns beside {', '.join(self.derived)}; received none. "
                 "Add one: EVERGREEN_TASKS=recommend,profiles"
             )
+        if self.workers < 1:
+            raise SettingsError(f"EVERGREEN_WORKERS must be at least 1; received {self.workers}.")
+        for name, folder in (("HOME", self.home), ("REPORTS", self.reports)):
+            if ":/" in str(folder):  # a path has made one slash of an address's two
+                raise SettingsError(
+                    f"EVERGREEN_{name} must be a folder; received an address. Object storage takes the landing zone, "
+                    "the lake and the models' files; pages and locks need a disk, which several machines may share."
+                )
 
     def page_url(self, page: str | Path | None) -> str | None:
         """Where a browser finds a page below `reports`; its path where no server shows them."""
@@ -105,6 +119,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         home=home,
         landing=env.get("EVERGREEN_LANDING", str(home / "landing")),
         lake=env.get("EVERGREEN_LAKE", str(home / "lake")),
+        artifacts=env.get("EVERGREEN_ARTIFACTS", str(home / "mlflow" / "artifacts")),
         reports=Path(env.get("EVERGREEN_REPORTS", home / "reports")),
         tracking_uri=env.get("EVERGREEN_MLFLOW", f"sqlite:///{home / 'mlflow.db'}"),
         mask_key=env.get("EVERGREEN_MASK_KEY", ""),
@@ -115,6 +130,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         absent_columns=frozenset(_words(env.get("EVERGREEN_ABSENT_COLUMNS", ""))),
         expected_feeds=_words(env.get("EVERGREEN_EXPECTED_FEEDS", "events")),
         seed=_whole("EVERGREEN_SEED", env.get("EVERGREEN_SEED", "20260101")),
+        workers=_whole("EVERGREEN_WORKERS", env.get("EVERGREEN_WORKERS", "1")),
         encoder=env.get("EVERGREEN_ENCODER", "minilm"),
         schedule_end=_hour("EVERGREEN_SCHEDULE_END", env.get("EVERGREEN_SCHEDULE_END")),
         pages_url=env.get("EVERGREEN_PAGES_URL") or None,

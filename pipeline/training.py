@@ -76,6 +76,7 @@ def fine_tune(
     schedule: Schedule,
     seed: int,
     report: Callable[[str], None] = lambda line: None,
+    examples: int | None = None,
 ) -> Trained:
     """Trains `learner` in place on `train` until the loss on `tune` stops falling.
 
@@ -94,6 +95,7 @@ def fine_tune(
         schedule: the job's numbers.
         seed: of the shuffling.
         report: takes a line for people after each pass.
+        examples: how many all workers have, where `train` is the share of one; None: `train` is all.
 
     Raises:
         TrainingDiverged: the tuning loss is not finite.
@@ -106,11 +108,12 @@ def fine_tune(
     generator = np.random.default_rng(seed)
     losses = [learner.loss(tune, schedule.batch_size)] if len(tune) else []
     best: tuple[float, int, State | None] | None = None
-    steps, epochs = 0, _passes(schedule, len(train))
+    examples = len(train) if examples is None else examples
+    steps, epochs = 0, _passes(schedule, examples)
     for epoch in range(1, epochs + 1):
         with _batches(learner, train, schedule, generator) as batches:
             for place, batch in enumerate(batches):
-                taught = min(1.0, place * schedule.batch_size / len(train))
+                taught = min(1.0, place * schedule.batch_size / examples)
                 done = (epoch - 1 + taught) / epochs
                 learner.train_step(batch, learning_rate_at(steps, schedule, done))
                 steps += 1

@@ -249,7 +249,7 @@ class _Job:
         self, champion: int | None, versions: dict[str, int], days: int | None, reason: str, decided_at: datetime
     ) -> dict[str, Any]:
         from pipeline.lesson import lesson_of_everything
-        from pipeline.training import fine_tune
+        from pipeline.workers import train_with
 
         tables = Snapshot(self.lake, versions)
         before = None if champion is None else _ledger(self.registry, self.name, champion)
@@ -262,8 +262,8 @@ class _Job:
         fault = None if before is None or champion is None else self._judge_lineage(judged, champion, before)
         learner = self.task.learner(self.settings.seed)
         self.report(f"grown: {dict(learner.grow(lesson.context, lesson.new))}")
-        trained = fine_tune(
-            learner, self.task.restore, lesson.train, lesson.tune, self.task.base_schedule,
+        trained = train_with(
+            self.settings, self.task, learner, lesson.train, lesson.tune, self.task.base_schedule,
             seed=self.settings.seed, report=self.report,
         )
         notes = {"evergreen.days": _text(days), "evergreen.why": reason}

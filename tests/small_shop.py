@@ -24,7 +24,8 @@ NO_QUARANTINE = QUARANTINE_SCHEMA.empty_table()
 def settings_of(home: Path, encoder: str = "tiny") -> Settings:
     """An installation of its own below `home`."""
     return Settings(
-        home=home, landing=str(home / "landing"), lake=str(home / "lake"), reports=home / "reports",
+        home=home, landing=str(home / "landing"), lake=str(home / "lake"),
+        artifacts=str(home / "mlflow" / "artifacts"), reports=home / "reports",
         tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mask_key="k" * 64, encoder=encoder, seed=7,
     )
 

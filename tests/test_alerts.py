@@ -15,7 +15,8 @@ from pipeline.settings import Settings
 
 def settings_of(home: Path, alert_url: str | None = None) -> Settings:
     return Settings(
-        home=home, landing=str(home / "landing"), lake=str(home / "lake"), reports=home / "reports",
+        home=home, landing=str(home / "landing"), lake=str(home / "lake"),
+        artifacts=str(home / "mlflow" / "artifacts"), reports=home / "reports",
         tracking_uri="sqlite://", mask_key="k" * 32, alert_url=alert_url,
     )
 

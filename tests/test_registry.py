@@ -109,7 +109,7 @@ def opened(home: Path, verifies: bool = False) -> Registry:
     locks = file_locks(home / "locks")
     return Registry(
         f"sqlite:///{home / 'mlflow.db'}", Lake(str(home / "lake"), locks), locks,
-        home / "mlflow" / "artifacts", verifies=verifies,
+        str(home / "mlflow" / "artifacts"), verifies=verifies,
     )
 
 

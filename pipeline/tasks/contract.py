@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
+    from models.workers import Workers
     from pipeline.lake import Snapshot
 
 
@@ -320,6 +321,20 @@ class Calibrated(Protocol):
 
     def calibrate(self, held_out: Examples) -> None:
         """Fits confidences and thresholds on the tuning examples; called after the last pass, on the pass kept."""
+
+
+@runtime_checkable
+class Sharable(Protocol):
+    """A learner that several workers can train together, each on its share of the examples. Not every learner is one.
+
+    Example i is worker `i % size`'s. Joined learners that begin equal end equal, and within float error as one alone.
+    """
+
+    def outline(self, examples: Examples) -> Mapping[str, np.ndarray]:
+        """What each worker must know of all examples, the others' included, to make its part of every batch."""
+
+    def join(self, workers: Workers, outline_of_all: Mapping[str, np.ndarray]) -> None:
+        """From now on trains with the other workers; `batches` gets this worker's examples alone."""
 
 
 @runtime_checkable

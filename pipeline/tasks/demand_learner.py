@@ -45,6 +45,7 @@ from pipeline.tasks.demand_features import (
 )
 from pipeline.tasks.demand_items import DemandItems
 from pipeline.tasks.demand_scores import METRIC, WEEK, accuracy, judged
+from pipeline.tasks.known_items import principal_directions
 
 Batch = dict[str, np.ndarray]
 
@@ -119,7 +120,7 @@ class DemandLearner:
         context = context.filter(pc.is_valid(context["last_seen"]))
         vectors = array_of(context, "text_vector", len(self._projection))
         if known == 1 and len(vectors):
-            self._projection = _principal_directions(vectors, self._projection.shape[1])
+            self._projection = principal_directions(vectors, self._projection.shape[1])
         new = self._items.take_in(context, vectors @ self._projection)
         self._response.grow(len(self._items))
         if not self._volume and len(examples):
@@ -391,9 +392,3 @@ def _held_out(examples: Examples) -> np.ndarray:
             digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
             draws[key] = int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64
     return np.array([draws[key] for key in keys])
-
-
-def _principal_directions(vectors: np.ndarray, kept: int) -> np.ndarray:
-    """[dimension, kept] float32: the directions in which the vectors [n, dimension] vary most."""
-    _, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
-    return directions[:, ::-1][:, :kept].astype(np.float32)

@@ -97,3 +97,9 @@ def vector_column(vectors: np.ndarray, missing: np.ndarray | None = None) -> pa.
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     mask = None if missing is None else pa.array(missing)
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=mask)
+
+
+def principal_directions(vectors: np.ndarray, kept: int) -> np.ndarray:
+    """[dimension, kept] float32: the directions in which the vectors [n, dimension] vary most: cosines survive."""
+    _, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
+    return directions[:, ::-1][:, :kept].astype(np.float32)

@@ -93,8 +93,11 @@ class Encoded:
 
     def with_targets_drawn(self, generator: np.random.Generator) -> Encoded:
         """The same with each basket's items in a random order, so that the first TARGETS are a draw."""
-        owner = owners(self.target_offsets)
-        order = np.lexsort((generator.random(len(owner)), owner))
+        return self.with_targets_by(generator.random(len(self.target_index)))
+
+    def with_targets_by(self, draws: np.ndarray) -> Encoded:
+        """The same with each basket's items in the order of `draws` ([targets])."""
+        order = np.lexsort((draws, owners(self.target_offsets)))
         return replace(
             self, target_index=self.target_index[order], target_place=self.target_place[order],
             target_counted=self.target_counted[order],
@@ -282,7 +285,12 @@ def kept_places(present: np.ndarray, mask: float, crop: float, generator: np.ran
 
 def groups_by_length(encoded: Encoded, order: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, int]]:
     """`order` cut into batches whose histories are at most as long as the length given with each."""
-    lengths = np.diff(encoded.history_offsets)[order]
+    return groups_by_width(np.diff(encoded.history_offsets), order, batch_size)
+
+
+def groups_by_width(widths: np.ndarray, order: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, int]]:
+    """The same of examples whose histories are as long as `widths` ([n]) says."""
+    lengths = widths[order]
     groups: list[tuple[np.ndarray, int]] = []
     least = -1
     for length in HISTORY_LENGTHS:

@@ -24,11 +24,14 @@ from models import recommender_service
 from models.compact_recommender import CompactRecommender
 from models.recommender import Recommender, RecommenderSizes, as_json
 from models.trainer import StepMethods, Trainer, variables_of
+from models.workers import Workers
 from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
+from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, filled, groups_by_length, vectors_of
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_neighbours import Neighbours
+from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
 from pipeline.tasks.recommend_trends import Trends
 
 K = 20  # items on a shop's first page of results
@@ -71,6 +74,7 @@ class RecommenderLearner:
         self._trainer = Trainer(self._network)
         self._methods = Methods()
         self._start: ItemTables | None = None  # as they were when a job began, for what holds to it
+        self._share: Share | None = None  # of the examples, where several workers train
 
     # --- growth ---
 
@@ -93,7 +97,7 @@ class RecommenderLearner:
         if len(rows):
             if known == 1:
                 vectors = vectors_of(context["text_vector"], len(self._projection))
-                self._projection = _principal_directions(vectors, self._projection.shape[1])
+                self._projection = principal_directions(vectors, self._projection.shape[1])
                 del vectors
             text, price = self._projected(context["text_vector"]), self._price_features(context["price"])
             tables.describe(rows, text, price, tables.categories.indices_of(context["category"].cast(pa.string())))
@@ -169,6 +173,15 @@ class RecommenderLearner:
 
     # --- training ---
 
+    def outline(self, examples: Examples) -> Mapping[str, np.ndarray]:
+        """How long each example's lists are."""
+        return outline(examples)
+
+    def join(self, workers: Workers, outline_of_all: Mapping[str, np.ndarray]) -> None:
+        """From now on trains together with the other workers, on its share of the examples."""
+        self._share = Share.of(workers, outline_of_all)
+        self._trainer.join(workers)
+
     def use(self, methods: Methods, train: Examples) -> None:
         """From now on trains by these methods; what some of them hold to are weights and rows as they are now."""
         step = StepMethods(
@@ -176,6 +189,8 @@ class RecommenderLearner:
             adversarial_radius=methods.adversarial_radius, optimizer=methods.optimizer,
             weight_decay=methods.weight_decay, dropout=methods.dropout,
         )
+        if self._share is not None:
+            refuse_alone(methods)
         self._methods = methods
         self._trainer.use(step)
         self._tables.decay_by(methods.weight_decay)
@@ -196,9 +211,10 @@ class RecommenderLearner:
     def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Batch]:
         """Shuffled batches; the histories of one batch are all short or all long (HISTORY_LENGTHS)."""
         encoded = self._encoded(examples)
-        order = generator.permutation(len(examples))
-        encoded = encoded.with_targets_drawn(generator)
-        groups = groups_by_length(encoded, order, batch_size)
+        share = self._share or Whole(encoded)
+        order = generator.permutation(len(share))
+        encoded = encoded.with_targets_by(share.target_draws(generator))
+        groups = share.groups(order, batch_size)
         batcher = Batcher(
             encoded, self._tables, self._trends, self._neighbours, generator, counted=True,
             mask=self._methods.history_mask, crop=self._methods.history_crop,
@@ -206,7 +222,7 @@ class RecommenderLearner:
         replayed = examples.replayed.astype(np.float32) if self._methods.distillation else None
         for place in generator.permutation(len(groups)):
             chosen, length = groups[place]
-            batch = batcher.batch(chosen, length, batch_size)
+            batch = share.batch(batcher, chosen, length, batch_size)
             yield batch if replayed is None else {**batch, "replayed": filled(replayed[chosen], batch_size)}
 
     def train_step(self, batch: Batch, learning_rate: float) -> float:
@@ -217,6 +233,8 @@ class RecommenderLearner:
         loss, gradient = self._trainer.train_step(
             self._tables.rows(rows), arrays, learning_rate, start_rows=start_rows, replayed=replayed
         )
+        if self._share is not None:
+            rows, gradient = self._share.rows_of_all(rows, gradient, arrays["weight"])
         self._tables.step(rows, gradient, learning_rate)
         return loss
 
@@ -387,9 +405,3 @@ class RecommenderLearner:
             parameters=recommender_service.PARAMETERS,
             shared={"text_encoder": folder / "text_encoder"},
         )
-
-
-def _principal_directions(vectors: np.ndarray, kept: int) -> np.ndarray:
-    """[dimension, kept] float32: the directions in which the vectors [n, dimension] vary most: cosines survive."""
-    _, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
-    return directions[:, ::-1][:, :kept].astype(np.float32)

@@ -296,23 +296,31 @@ def _quiet(line: str) -> None:
     """Reports to nobody."""
 
 
-def write(figures: Mapping[str, float], parts: Sequence[str]) -> None:
-    """Merges figures into the results."""
+PROTOCOL = f"make bench-serving; {USERS} consumers for {SECONDS} s on one machine; ratios are of one run"
+
+
+def write(figures: Mapping[str, float], parts: Sequence[str], protocol: str = PROTOCOL, below: str = "") -> None:
+    """Merges figures into the results; where they come from stands on top, or `below` a name of its own."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     ).stdout.strip()
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"figures": {}}
-    result = {
+    source = {
         "commit": commit, "measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "parts": list(parts),
         "machine": {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)},
-        "protocol": f"make bench-serving; {USERS} consumers for {SECONDS} s on one machine; ratios are of one run",
-        "figures": {**held["figures"], **{name: round(value, 4) for name, value in figures.items()}},
+        "protocol": protocol,
     }
+    figures = {**held["figures"], **{name: _rounded(value) for name, value in figures.items()}}
+    result = {**held, **({below: source} if below else source), "figures": figures}
     unfinished = RESULTS.with_suffix(".tmp")
     unfinished.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
     unfinished.replace(RESULTS)
     print(json.dumps(result["figures"], indent=2))
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4) if abs(value) >= 0.001 else float(f"{value:.3g}")  # differences are tiny and not nothing
 
 
 def main() -> None:

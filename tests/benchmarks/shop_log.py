@@ -100,7 +100,8 @@ class ShopLog:
         duckdb.execute(f"SET TimeZone = 'UTC'; COPY ({sql}) TO '{log}' (FORMAT parquet)")
         source = MappedLog(mapping_of(dict(protocol.mapping), PROTOCOLS / f"{protocol.name}.toml"), str(log))
         settings = Settings(
-            home=home, landing=str(home / "landing"), lake=str(home / "lake"), reports=home / "reports",
+            home=home, landing=str(home / "landing"), lake=str(home / "lake"),
+            artifacts=str(home / "mlflow" / "artifacts"), reports=home / "reports",
             tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mask_key="k" * 64, seed=seed, encoder=encoder,
             absent_columns=source.absent_columns,
         )
