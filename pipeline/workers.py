@@ -6,7 +6,7 @@ one process alone would (models/workers.py, pipeline/tasks/recommend_shares.py s
 TensorFlow can join others only before its first use, and the job has used it already to score the champion.
 
 Updates are too short for this: an hour is learnt in seconds. A worker that dies ends the job, and a job that dies its
-workers; the job is then run again from its start, as any killed job is.
+workers; the job is then run again from its start, as any killed job is, and removes what that one left.
 
 A worker: `python -m pipeline.workers FOLDER`, with TF_CONFIG.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -58,7 +59,10 @@ def train_with(
     if settings.workers == 1 or not isinstance(learner, Sharable) or len(train) < settings.workers:
         return fine_tune(learner, task.restore, train, tune, schedule, seed=seed, report=report)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+    place = settings.home / "training" / task.name
+    shutil.rmtree(place, ignore_errors=True)  # of a job that was killed: one at a time trains a task
+    place.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
         folder = Path(scratch)
         _write_job(folder, task.name, learner, train, tune, schedule, seed, settings.workers)
         report(f"{settings.workers} workers train on {len(train)} examples")

@@ -120,6 +120,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(workers, "_run", run)
     one, two = (bench_beyond.trained_by(settings, workers, 5)[0] for workers in (1, 2))
     assert one.steps == two.steps >= 5
+    assert not any((tmp_path / "training" / "recommend").iterdir())
     alone, both = one.learner.state(), two.learner.state()
     assert not set(read[0]) & set(read[1])
     assert alone.arrays.keys() == both.arrays.keys()
