@@ -29,7 +29,7 @@ ROWS = {
     "diginetica.cost_vs_joint": ("… CPU-seconds of an update beside joint retraining", "{:.3f} ×", "≤ 0.05"),
     "forgetting.vs_full": ("quality on windows of half a year ago beside a full retrain's", "{:.3f} ×", "≥ 0.97"),
     "new_items.vs_without_text": (
-        "simulated shop, choices of new items on their first day: found, beside a model without text (finds hardly any)",
+        "simulated shop, choices of new items on their first day: found, beside one without text (finds hardly any)",
         "{:.0f} ×", "≥ 5",
     ),
     "growth.cost_at_10x_catalogue": ("an update's cost when the catalogue is ten times as large", "{:.2f} ×", "≤ 1.15"),
