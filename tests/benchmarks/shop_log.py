@@ -21,6 +21,7 @@ import duckdb
 from pipeline.ingest import ingest
 from pipeline.lake import Lake, Snapshot, open_lake
 from pipeline.settings import REPOSITORY, Settings
+from pipeline.sources import Source
 from pipeline.sources.mapping import mapping_of
 from pipeline.sources.replay import MappedLog
 from pipeline.sources.shop import ShopSize
@@ -99,20 +100,10 @@ class ShopLog:
         sql = protocol.prepare.format(data=protocol.data)
         duckdb.execute(f"SET TimeZone = 'UTC'; COPY ({sql}) TO '{log}' (FORMAT parquet)")
         source = MappedLog(mapping_of(dict(protocol.mapping), PROTOCOLS / f"{protocol.name}.toml"), str(log))
-        settings = Settings(
-            home=home, landing=str(home / "landing"), lake=str(home / "lake"),
-            artifacts=str(home / "mlflow" / "artifacts"), reports=home / "reports",
-            tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mask_key="k" * 64, seed=seed, encoder=encoder,
-            absent_columns=source.absent_columns,
-        )
+        settings = _settings(home, seed, encoder, source.absent_columns)
         if noted.is_file():
             return cls(protocol, settings, {int(step): one for step, one in json.loads(noted.read_text()).items()})
-        lake = open_lake(settings)
-        versions: dict[int, dict[str, int]] = {}
-        for step, windows in cls._steps(protocol, source.windows, days).items():
-            source.land(windows, home / "landing")
-            ingest(windows, settings, lambda line: None)
-            versions[step] = {table: lake.version(table) for table in ("events", "items")}
+        versions = _taken_in(source, cls._steps(protocol, source.windows, days), settings)
         noted.write_text(json.dumps(versions))
         return cls(protocol, settings, versions)
 
@@ -125,16 +116,8 @@ class ShopLog:
             "simulated", home, source.first, 1, history, size.history_days, size.history_days + size.hours // 24 - 1,
             "", {},
         )
-        settings = Settings(
-            home=home, landing=str(home / "landing"), lake=str(home / "lake"), reports=home / "reports",
-            tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mask_key="k" * 64, seed=seed, encoder="minilm",
-        )
-        lake, versions = open_lake(settings), {}
-        for step, windows in cls._steps(protocol, source.windows, None).items():
-            source.land(windows, home / "landing")
-            ingest(windows, settings, lambda line: None)
-            versions[step] = {table: lake.version(table) for table in ("events", "items")}
-        return cls(protocol, settings, versions)
+        settings = _settings(home, seed, "minilm", frozenset())
+        return cls(protocol, settings, _taken_in(source, cls._steps(protocol, source.windows, None), settings))
 
     @staticmethod
     def _steps(protocol: Protocol, windows: Sequence[Window], days: int | None) -> dict[int, list[Window]]:
@@ -178,3 +161,24 @@ class ShopLog:
         """The step before."""
         steps = sorted(self.versions)
         return steps[steps.index(step) - 1]
+
+
+def _settings(home: Path, seed: int, encoder: str, absent_columns: frozenset[str]) -> Settings:
+    return Settings(
+        home=home, landing=str(home / "landing"), lake=str(home / "lake"),
+        artifacts=str(home / "mlflow" / "artifacts"), reports=home / "reports",
+        tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mask_key="k" * 64, seed=seed, encoder=encoder,
+        absent_columns=absent_columns,
+    )
+
+
+def _taken_in(
+    source: Source, steps: Mapping[int, Sequence[Window]], settings: Settings
+) -> dict[int, dict[str, int]]:
+    """Lands and ingests step by step; step -> table -> version after it."""
+    lake, versions = open_lake(settings), {}
+    for step, windows in steps.items():
+        source.land(windows, Path(settings.landing))
+        ingest(windows, settings, lambda line: None)
+        versions[step] = {table: lake.version(table) for table in ("events", "items")}
+    return versions
