@@ -60,6 +60,10 @@ class AirflowClient:
         }
         return int(self.request("POST", "/backfills", json=body)["id"])
 
+    def backfill_ended(self, backfill: int) -> bool:
+        """Whether a backfill has ended: not before, another of the same DAG can start."""
+        return self.request("GET", f"/backfills/{backfill}")["completed_at"] is not None
+
     def run(self, dag: str, run_id: str) -> dict[str, Any]:
         """A run as Airflow describes it."""
         return dict(self.request("GET", f"/dags/{dag}/dagRuns/{run_id}"))

@@ -43,7 +43,7 @@ class InstalledShop:
     ) -> None:
         """Backfills a range of hours as the UI's form does, and waits until its runs have ended."""
         before = {run["dag_run_id"]: run["start_date"] for run in self.airflow.runs("ingest")}
-        self.airflow.backfill("ingest", first.start, last.start, reprocess=reprocess)
+        backfill = self.airflow.backfill("ingest", first.start, last.start, reprocess=reprocess)
         hours = int((last.start - first.start).total_seconds() // 3600) + 1
         deadline = time.monotonic() + patience_seconds
         while time.monotonic() < deadline:
@@ -52,7 +52,7 @@ class InstalledShop:
                 if run["run_type"] == "backfill" and run["state"] in ("success", "failed")
                 and before.get(run["dag_run_id"]) != run["start_date"]
             ]
-            if len(done) >= hours:
+            if len(done) >= hours and self.airflow.backfill_ended(backfill):
                 assert {run["state"] for run in done} == {"success"}
                 return
             time.sleep(0.5)
