@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.checkpoint import Ledger, load
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
 from pipeline.locking import LockNotTaken, locks_of
 from pipeline.registry import Registry
 from pipeline.schema import FEEDS, QUALITY_SCHEMA, TIME
 from pipeline.settings import Settings
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import Examples, Scores
 

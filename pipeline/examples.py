@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lake import Snapshot
 from pipeline.schema import TIME
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, Task
 
 TRAIN, TUNE, GATE = 0, 1, 2

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.lake import Lake, Snapshot, text_field
+from pipeline.lake import Lake, text_field
 from pipeline.schema import EVENTS, FEEDS, ITEMS, MESSAGES, PROFILES_SCHEMA, TIME
+from pipeline.snapshot import Snapshot
 
 Counts = Mapping[str, Mapping[str, int]]  # column -> bin -> rows
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.checkpoint import Ledger
 from pipeline.examples import GATE, few_examples, parts, without_windows
 from pipeline.gate import OldScores
-from pipeline.lake import Snapshot
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, Learner, Scores, Task
 
 # A loss of a tenth (the margin of slices) shows with a hundred users; a thousand examples have several hundred of

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.examples import learnable, without_windows
-from pipeline.lake import Snapshot
 from pipeline.schema import FEEDS
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, Methods, Task
 
 # Whole days are read until they hold this many rows for each example wanted: the cost follows the size of the

@@ -21,7 +21,7 @@ from pipeline import readings
 from pipeline.alerts import raise_alert, settle_alert
 from pipeline.arrival import arrival_rows, as_table, by_window, quality_rows
 from pipeline.checkpoint import Ledger
-from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.lineage import note_version_page, of_version
 from pipeline.lineage_pages import write_lineage_page
 from pipeline.locking import locks_of
@@ -29,6 +29,7 @@ from pipeline.model_card import COMPARISONS, write_model_card
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PromotionConflict
 from pipeline.settings import Settings
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from pipeline.unscorable import CannotScore, asking
 

@@ -32,7 +32,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipeline.lake import Snapshot
+from pipeline.snapshot import Snapshot
 
 RULES = 1  # counts up with whatever below changes a profile: all are then made anew
 

@@ -31,7 +31,7 @@ from pipeline.conditions import (
 )
 from pipeline.drift import LEAST_REFERENCES, Fall, Gain, Shift, fall_of, shifts
 from pipeline.forgetting import learnt_from_deleted
-from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.model_card import note_moves
 from pipeline.profiles import (
     KEPT_DAYS,
@@ -48,6 +48,7 @@ from pipeline.registry import Registry, open_registry
 from pipeline.report import WindowLine, metric_of, newest_window, window_lines
 from pipeline.schema import FEEDS, TIME
 from pipeline.settings import Settings
+from pipeline.snapshot import Snapshot
 from pipeline.surge import tell_surges
 from pipeline.tasks.catalogue import entry, task_named
 from pipeline.window import HOUR, Window, windows_between

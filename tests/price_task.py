@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, GateRules, Methods, Package, Schedule, Scores, State
 
 SCALE = 3.0  # a price that is off by so much is worth 1 / e

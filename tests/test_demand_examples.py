@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.schema import EVENTS, ITEMS
+from pipeline.snapshot import Snapshot
 from pipeline.tasks import demand_examples
 from pipeline.tasks.contract import Examples
 from pipeline.tasks.demand_examples import HORIZONS_DAYS, PRICE_DAYS, array_of

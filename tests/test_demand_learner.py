@@ -14,8 +14,9 @@ import pytest
 
 from models.compact_demand import CompactDemand, conformal_offsets
 from models.demand_service import ANSWER, PARAMETERS, DemandService
-from pipeline.lake import Snapshot, open_lake
+from pipeline.lake import open_lake
 from pipeline.schema import EVENTS, ITEMS
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples
 from pipeline.tasks.demand import DemandTask
 from pipeline.tasks.demand_examples import HORIZONS_DAYS, array_of

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from pipeline.checkpoint import Checkpoint, load, save
-from pipeline.lake import Snapshot, open_lake
+from pipeline.lake import open_lake
 from pipeline.lesson import Lesson, lesson_of_change, lesson_of_everything
 from pipeline.registry import open_registry
 from pipeline.settings import Settings
+from pipeline.snapshot import Snapshot
 from pipeline.sources.simulator import ShopSimulator
 from pipeline.tasks.catalogue import task_named
 from tests.small_shop import publish_hours, settings_of, small_shop

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline import examples as examples_module
 from pipeline.examples import judging_examples, judging_rows, learnable, parts, parts_of, span_for, without_windows
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
 from pipeline.locking import file_locks
 from pipeline.schema import TIME
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples
 from tests.price_task import PriceTask
 from tests.small_shop import hour, publish_purchases, purchases

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.lake import Lake, LakeError, Snapshot
+from pipeline.lake import Lake, LakeError
 from pipeline.locking import file_locks
 from pipeline.schema import EVENTS, QUARANTINE_SCHEMA
+from pipeline.snapshot import Snapshot
 from pipeline.window import Window
 
 T0 = datetime(2026, 1, 5, 22, tzinfo=UTC)

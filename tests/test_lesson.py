@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.checkpoint import Ledger
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
 from pipeline.lesson import Lesson, NothingToLearn, lesson_of_change, lesson_of_everything
 from pipeline.locking import file_locks
 from pipeline.schema import EVENTS
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples
 from tests.price_task import PriceTask
 from tests.small_shop import hour, publish, publish_purchases, purchases

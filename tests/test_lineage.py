@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline import forgetting, lineage, training, updating
-from pipeline.lake import Snapshot, open_lake
+from pipeline.lake import open_lake
 from pipeline.learnt import FewRows, known_by_versions
 from pipeline.lesson import lesson_of_change, lesson_of_everything
 from pipeline.lineage import main, of_rows, of_version
@@ -22,6 +22,7 @@ from pipeline.registry import open_registry
 from pipeline.registry_errors import VersionMissing
 from pipeline.schema import EVENTS, ITEMS
 from pipeline.settings import Settings
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import Examples
 from pipeline.window import Window

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
 from pipeline.locking import file_locks
 from pipeline.schema import EVENTS, QUARANTINE_SCHEMA
+from pipeline.snapshot import Snapshot
 from pipeline.tasks import recommend_examples
 from pipeline.window import Window
 

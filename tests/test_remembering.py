@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.checkpoint import Ledger
 from pipeline.examples import GATE, parts
-from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.remembering import Remembered
+from pipeline.snapshot import Snapshot
 from tests.price_task import PriceLearner, PriceTask
 from tests.small_shop import hour, publish_purchases, settings_of
 

@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.examples import learnable
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
 from pipeline.locking import file_locks
 from pipeline.replay import replayed_examples
 from pipeline.schema import EVENTS
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, Methods
 from tests.price_task import PriceTask
 from tests.small_shop import hour, publish, publish_purchases, purchases

@@ -23,12 +23,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from pipeline.lake import Snapshot, open_lake
+from pipeline.lake import open_lake
 from pipeline.registry import open_registry
 from pipeline.schema import EVENTS, ITEMS, MESSAGES
 from pipeline.served_models import ServedModels
 from pipeline.serving import create_app
 from pipeline.settings import Settings
+from pipeline.snapshot import Snapshot
 from pipeline.sources.words import ANSWERS
 from pipeline.sources.words import MESSAGES as WORDS
 from pipeline.tasks.catalogue import task_named

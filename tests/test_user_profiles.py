@@ -18,12 +18,13 @@ import pytest
 
 from pipeline import updating, user_profile_updates
 from pipeline.forgetting import forget
-from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.masking import Mask
 from pipeline.quality import faults_of, read_suites
 from pipeline.registry import open_registry
 from pipeline.schema import EVENTS, ITEMS
 from pipeline.settings import REPOSITORY, Settings, SettingsError, read_settings
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.recommend_profiles import answers_for_profiles
 from pipeline.user_profile_facts import catalogue_of, facts_of
 from pipeline.user_profile_updates import ProfilesStopped, flat, update

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from models.workers import Workers
-    from pipeline.lake import Snapshot
+    from pipeline.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
+from pipeline.snapshot import Snapshot
 from pipeline.tasks import demand_examples
 from pipeline.tasks.contract import Examples, GateRules, Schedule, Scores, State
 from pipeline.tasks.demand_examples import array_of

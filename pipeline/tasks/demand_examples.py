@@ -19,8 +19,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lake import Snapshot
 from pipeline.schema import TIME
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples
 from pipeline.tasks.demand_features import (
     FEATURES,

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.lake import Snapshot, text_field
+from pipeline.lake import text_field
 from pipeline.schema import TIME
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.demand_features import DailySales
 from pipeline.tasks.recommend_examples import duckdb_connection
 

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lake import Snapshot, text_field
+from pipeline.lake import text_field
 from pipeline.schema import TIME
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.recommend_examples import duckdb_connection
 from pipeline.texts import TextVectors, content_hash
 

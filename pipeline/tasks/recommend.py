@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
 from pipeline.profiles import Counts
+from pipeline.snapshot import Snapshot
 from pipeline.tasks import recommend_examples
 from pipeline.tasks.contract import Examples, GateRules, Schedule, Scores, State
 from pipeline.tasks.known_items import catalogue, described, seen, vector_column

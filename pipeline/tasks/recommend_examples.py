@@ -20,7 +20,7 @@ from pipeline.tasks.contract import Examples
 if TYPE_CHECKING:
     import ibis.expr.types as ir
 
-    from pipeline.lake import Snapshot
+    from pipeline.snapshot import Snapshot
 
 # Distinct items of a history, newest first. On Online Retail 99 % of the customers have bought fewer.
 HISTORY_ITEMS = 256

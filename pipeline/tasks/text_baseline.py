@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.examples import TRAIN, parts
-from pipeline.lake import Snapshot
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, Scores
 from pipeline.tasks.text_batches import places
 from pipeline.tasks.text_scores import scores_of

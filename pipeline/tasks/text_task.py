@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, GateRules, Schedule, Scores, State
 from pipeline.texts import TextVectors
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.lake import Snapshot, open_lake
+from pipeline.lake import open_lake
 from pipeline.lesson import lesson_of_everything
 from pipeline.settings import Settings
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import State
 from pipeline.training import Trained

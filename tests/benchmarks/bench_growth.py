@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.lake import Lake, Snapshot
+from pipeline.lake import Lake
 from pipeline.lesson import lesson_of_change, lesson_of_everything
 from pipeline.locking import locks_of
 from pipeline.schema import EVENTS, ITEMS, QUARANTINE_SCHEMA, TIME
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples
 from pipeline.tasks.recommend import Recommend
 from pipeline.tasks.recommend_examples import EXAMPLES_SCHEMA

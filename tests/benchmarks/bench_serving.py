@@ -31,10 +31,11 @@ from models.compact_recommender import CompactRecommender
 from pipeline import updating
 from pipeline.batch_scoring import score_lake
 from pipeline.checkpoint import load
-from pipeline.lake import Snapshot, open_lake
+from pipeline.lake import open_lake
 from pipeline.lesson import lesson_of_everything
 from pipeline.registry import Registry, open_registry
 from pipeline.settings import REPOSITORY, Settings
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from tests.small_shop import publish_hours, settings_of, small_shop
 

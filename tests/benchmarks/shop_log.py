@@ -19,8 +19,9 @@ from typing import Any
 import duckdb
 
 from pipeline.ingest import ingest
-from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.settings import REPOSITORY, Settings
+from pipeline.snapshot import Snapshot
 from pipeline.sources import Source
 from pipeline.sources.mapping import mapping_of
 from pipeline.sources.replay import MappedLog

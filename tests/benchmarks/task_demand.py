@@ -21,8 +21,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.schema import EVENTS, ITEMS
+from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, together
 from pipeline.tasks.demand_examples import HORIZONS_DAYS, array_of
 from pipeline.tasks.demand_features import DAYS_SOLD, FEATURES, HISTORY_DAYS, UNITS_7, UNITS_28, DailySales, features_of

@@ -18,8 +18,9 @@ import pandas as pd
 import pyarrow as pa
 from scipy.stats import spearmanr
 
-from pipeline.lake import Lake, Snapshot, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.schema import EVENTS, ITEMS
+from pipeline.snapshot import Snapshot
 from pipeline.sources.simulator import ShopSimulator
 from pipeline.window import HOUR, Window
 from tests.benchmarks.bench_tasks import SEEDS

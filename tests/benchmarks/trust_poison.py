@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 from pipeline import updating
 from pipeline.evaluation import UnitMean, unit_means
 from pipeline.ingest import ingest
-from pipeline.lake import Snapshot, open_lake
+from pipeline.lake import open_lake
 from pipeline.quality import WindowStopped
 from pipeline.settings import Settings
+from pipeline.snapshot import Snapshot
 from pipeline.sources.files import json_lines, json_lines_bytes, write_file
 from pipeline.sources.simulator import ShopSimulator
 from pipeline.tasks.catalogue import task_named
