@@ -30,10 +30,10 @@ def retrain_dag(name: str) -> None:
         description=f"Trains evergreen-{name} from the pretrained base over the full window, through the gate.",
         doc_md=HELP.format(name=name),
         schedule=AssetOrTimeSchedule(
-            # monthly, at a shop's quietest hour. Not for quality: on Online Retail a model updated weekly stayed 3 to 9 %
-            # above a fresh retrain for the 24 weeks measured, while one never updated lost a third (`make bench-learning
-            # PARTS=aging`). But only a retrain takes out of the weights what was corrected, and a month bounds that;
-            # for aging, drift or a forgotten user the watch asks sooner
+            # monthly, at a shop's quietest hour. Not for quality: on Online Retail a model updated weekly stayed 3 to
+            # 9 % above a fresh retrain for the 24 weeks measured, while one never updated lost a third
+            # (`make bench-learning PARTS=aging`). But only a retrain takes out of the weights what was corrected, and
+            # a month bounds that; for aging, drift or a forgotten user the watch asks sooner
             timetable=CronTriggerTimetable("0 3 1 * *", timezone="UTC"), assets=(retrain_requested(name)),
         ),
         catchup=False,
