@@ -6,14 +6,14 @@ RUN := $(BIN)/python -m
 
 # make run's choices
 SOURCE ?= simulated
-HOURS ?= 12
+HOURS ?=
 SEED ?= 20260101
 TASKS ?=
 
 # make serve's choices
 PORT ?= 8088
 WORKERS ?= 1
-run_options = --source "$(SOURCE)" --hours $(HOURS) --seed $(SEED) $(if $(TASKS),--tasks "$(TASKS)") \
+run_options = --source "$(SOURCE)" $(if $(HOURS),--hours $(HOURS)) --seed $(SEED) $(if $(TASKS),--tasks "$(TASKS)") \
   $(if $(DATA),--data "$(DATA)") $(if $(MAPPING),--mapping "$(MAPPING)") $(if $(KEEP),--keep)
 
 .DEFAULT_GOAL := help
@@ -23,7 +23,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 	@echo
 	@echo "make run takes: SOURCE=simulated|online-retail|FILE.toml  DATA=path or URL  MAPPING=FILE.toml"
-	@echo "                HOURS=$(HOURS)  SEED=$(SEED)  TASKS=recommend  KEEP=1 (leave it running)"
+	@echo "                HOURS=12  SEED=$(SEED)  TASKS=recommend  KEEP=1 (leave it running)"
 
 setup: .venv/ready ## Install everything into .venv, from the lock file
 
@@ -54,7 +54,7 @@ test: setup ## The fast tests (under 5 minutes)
 
 # three at once on two cores: half of their time is waiting, for a scheduler or for what was killed
 test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9
-	$(RUN) pytest -n 3 --dist loadfile -m slow
+	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .
