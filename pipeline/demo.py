@@ -291,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--source", default="simulated", help="simulated (default), online-retail, or a mapping file (.toml)")
     add("--data", help="path or http(s) URL of the log (not for simulated)")
     add("--mapping", help="path of a mapping file; wins over --source")
-    add("--hours", type=int, help=f"hours that arrive one by one (default: {_HOURS}, with several tasks {_HOURS_OF_MANY})")
+    add("--hours", type=int, help=f"hours that arrive (default: {_HOURS}, with several tasks {_HOURS_OF_MANY})")
     add("--tasks", help="tasks, comma separated (default: of the simulated shop all, of a log recommend)")
     add("--seed", type=int, default=20260101, help="of everything drawn at random (default: %(default)s)")
     add("--keep", action="store_true", help="leave Airflow and MLflow running at the end")

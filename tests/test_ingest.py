@@ -97,6 +97,7 @@ def test_the_simulated_shops_dirt_is_found_kind_by_kind(
     assert min(total.values()) > 50
 
 
+@pytest.mark.slow
 def test_hour_by_hour_and_in_bulk_end_in_the_same_tables(
     shop: ShopSimulator, shop_landing: Path, tmp_path: Path
 ) -> None:

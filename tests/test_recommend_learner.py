@@ -290,6 +290,7 @@ def third_step(learner: RecommenderLearner, grown: bool) -> None:
     learner.train_step(next(learner.batches(taught, 32, np.random.default_rng(3))), 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grown", [False, True], ids=["same vocabulary", "vocabulary and tables grown"])
 def test_a_new_process_takes_the_third_step_bit_for_bit(grown: bool, tmp_path: Path) -> None:
     items, taught, _ = checkerboard()

@@ -72,6 +72,7 @@ def assert_as_if_fresh(settings: Settings, landings: Sequence[Landing], home: Pa
     assert quarantine == counted(theirs.arrow("quarantine"), "landed_window")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[7::16])
 def test_the_order_in_which_hours_come_does_not_show(order: tuple[int, ...], tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "ours")
