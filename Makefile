@@ -54,7 +54,7 @@ test: setup ## The fast tests (under 5 minutes)
 
 # three at once on two cores: half of their time is waiting, for a scheduler or for what was killed
 test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9
-	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
+	$(RUN) pytest -n 3 --dist loadfile -m slow
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .

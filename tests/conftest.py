@@ -22,17 +22,6 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 settings.register_profile("evergreen", deadline=None)  # a shared machine stalls; how long a case takes is no fault
 settings.load_profile("evergreen")
 
-# Minutes each: begun last, one of them would keep one worker busy while the others wait.
-_LONGEST_FIRST = (
-    "test_scheduler", "test_ingest", "test_kills_update", "test_exact_resume", "test_window_log", "test_faults",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, the others as they stand."""
-    place = {name: number for number, name in enumerate(_LONGEST_FIRST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
