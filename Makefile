@@ -52,9 +52,8 @@ status: setup ## Say what runs
 test: setup ## The fast tests (under 5 minutes)
 	$(RUN) pytest -n 2 -m "not slow"
 
-# three at once on two cores: half of their time is waiting, for a scheduler or for what was killed
 test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9
-	$(RUN) pytest -n 3 --dist loadfile -m slow
+	$(RUN) pytest -n 2 --dist loadfile -m slow
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .
