@@ -22,6 +22,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.fs as pa_fs
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -123,7 +124,10 @@ class Lake:
         if version == -1 or (version is None and self.version(table) == -1):
             return ds.dataset(_schema_of(table).empty_table())
         try:
-            return self._open(table, version).to_pyarrow_dataset()
+            # On a disk by Arrow's own reader: delta-rs' is Python's, and its threads want Python's lock while DuckDB
+            # holds it to start a scan (seen as an update that hung for good, its stacks taken with gdb).
+            disk = None if "://" in self.root else pa_fs.SubTreeFileSystem(self._uri(table), pa_fs.LocalFileSystem())
+            return self._open(table, version).to_pyarrow_dataset(filesystem=disk)
         except DeltaError as error:  # deltalake has no type of its own for a version that is not there
             raise LakeError(
                 f"Table {table!r} must have version {version}; it has up to {self.version(table)}."
