@@ -2,7 +2,7 @@
 
 An update scores what it is about to learn, with the models that it has loaded anyway. Where no update has run (it is
 paused, it fails, it waits behind a retrain) the watch scores instead, so that the curve of quality has no hole just
-when it matters. That costs it the loading of a learner, and only in such an hour.
+when it matters. That costs it the loading of two learners, and only in such an hour.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from pipeline.schema import FEEDS, QUALITY_SCHEMA, TIME
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
-from pipeline.tasks.contract import Examples, Scores
+from pipeline.tasks.contract import Examples, Scores, Task
+from pipeline.unscorable import CannotScore, asking
 
 # An update that runs holds the lock and scores the windows itself: nobody waits for it.
 _LOCK_PATIENCE_SECONDS = 1.0
@@ -80,7 +82,7 @@ def as_table(rows: Iterable[Mapping[str, Any]], task: str, challenger: int) -> p
 
 
 def score_what_no_update_has(lake: Lake, registry: Registry, task_name: str, settings: Settings) -> list[datetime]:
-    """Scores champion and baseline on the windows that landed since the champion and that nothing has scored.
+    """Scores champion, first of its lineage and baseline on windows that landed since, where nothing has scored them.
 
     Returns:
         the windows that were scored now, in order; none while an update or a retrain of the task runs.
@@ -106,12 +108,27 @@ def _score(lake: Lake, registry: Registry, task_name: str, settings: Settings) -
     arrived = task.examples(tables, rows.sort_by([(FEEDS[task.table].key, "ascending")]))
     if not len(arrived):
         return []
-    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
-        learner = task.restore(load(registry.load_checkpoint(task_name, champion, Path(scratch))).state)
-    found = arrival_rows(learner.score(arrived), arrived, "champion", champion, settings.seed)
+    scores = _scored_by(task, registry, champion, arrived)
+    found = arrival_rows(scores, arrived, "champion", champion, settings.seed)
+    base = champion if ledger.base is None else ledger.base
+    with suppress(CannotScore):  # an older model that cannot be asked is left out, as updates leave it out
+        first = scores if base == champion else _scored_by(task, registry, base, arrived)
+        found += arrival_rows(first, arrived, "never_updated", base, settings.seed)
     found += arrival_rows(task.baseline(tables, arrived), arrived, "baseline", 0, settings.seed)
     lake.append("quality", as_table(found, task_name, 0))
     return sorted({datetime.fromisoformat(row["window"]) for row in found})
+
+
+def _scored_by(task: Task, registry: Registry, version: int, examples: Examples) -> Scores:
+    """A version's scores.
+
+    Raises:
+        CannotScore: it does not load or does not answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+        folder = registry.load_checkpoint(task.name, version, Path(scratch))
+        with asking(version):
+            return task.restore(load(folder).state).score(examples)
 
 
 def _unscored(lake: Lake, task: str, table: str, ledger: Ledger, newest: int) -> pa.Table:

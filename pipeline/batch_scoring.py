@@ -33,6 +33,7 @@ from pipeline.registry import open_registry
 from pipeline.registry_errors import PREFIX, RegistryError
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.snapshot import Snapshot
+from pipeline.stores import tree_at
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -250,7 +251,7 @@ def _named_users(connection: Any, run: Run) -> ir.Table:
 
     source = run.source
     if _is_delta(source):
-        dataset = DeltaTable(source, version=int(run.source_version)).to_pyarrow_dataset()
+        dataset = DeltaTable(source, version=int(run.source_version)).to_pyarrow_dataset(filesystem=tree_at(source))
     else:
         dataset = ds.dataset(source, format="parquet")
     missing = {"user_id", "history"} - set(dataset.schema.names)

@@ -311,7 +311,8 @@ class Installation:
                       f"--artifacts-destination {self.settings.artifacts} --serve-artifacts --workers 1 {login}"
                       f"--host 127.0.0.1 --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
-            "airflow-scheduler": f"{python} -m airflow scheduler --skip-serve-logs",
+            "airflow-scheduler": f"{python} -m pipeline.installation alone {python} -m airflow scheduler "
+                                 "--skip-serve-logs",
             "airflow-dags": f"{python} -m airflow dag-processor",
             "airflow-triggerer": f"{python} -m airflow triggerer --skip-serve-logs",
         }
@@ -431,8 +432,9 @@ class Installation:
 def run_alone(home: Path, words: Sequence[str]) -> None:
     """Becomes the command, once the processes that an earlier run of it left behind are ended.
 
-    A server that was killed leaves its workers: they hold the port, with the database of before, and the server that
-    supervisord starts in its place could never listen. supervisord makes each program the leader of a process group.
+    A server that was killed leaves its workers: MLflow's hold the port, with the database of before, so that the server
+    that supervisord starts in its place could never listen; the scheduler's go on with tasks that the next one begins
+    anew. supervisord makes each program the leader of a process group and starts it in the home.
     """
     path = home / "leaders" / hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -440,8 +442,8 @@ def run_alone(home: Path, words: Sequence[str]) -> None:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 same_group = os.getpgid(process.pid) == int(path.read_text())
-                # a number may be another program's by now
-                if same_group and process.environ().get("EVERGREEN_HOME") == str(home):
+                # a number may be another program's by now; a worker that names itself has no environment to read
+                if same_group and process.cwd() == str(home):
                     process.kill()
                     process.wait(_STOP_SECONDS)
     path.write_text(str(os.getpgrp()))

@@ -22,7 +22,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.fs as pa_fs
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -45,6 +44,7 @@ from pipeline.schema import (
     Feed,
 )
 from pipeline.settings import Settings
+from pipeline.stores import storage_options, tree_at
 from pipeline.window import Window
 
 if TYPE_CHECKING:
@@ -124,10 +124,7 @@ class Lake:
         if version == -1 or (version is None and self.version(table) == -1):
             return ds.dataset(_schema_of(table).empty_table())
         try:
-            # On a disk by Arrow's own reader: delta-rs' is Python's, and its threads want Python's lock while DuckDB
-            # holds it to start a scan (seen as an update that hung for good, its stacks taken with gdb).
-            disk = None if "://" in self.root else pa_fs.SubTreeFileSystem(self._uri(table), pa_fs.LocalFileSystem())
-            return self._open(table, version).to_pyarrow_dataset(filesystem=disk)
+            return self._open(table, version).to_pyarrow_dataset(filesystem=tree_at(self._uri(table)))
         except DeltaError as error:  # deltalake has no type of its own for a version that is not there
             raise LakeError(
                 f"Table {table!r} must have version {version}; it has up to {self.version(table)}."
@@ -562,15 +559,6 @@ class Lake:
 def open_lake(settings: Settings) -> Lake:
     """The lake of an installation."""
     return Lake(settings.lake, locks_of(settings.home, settings.lock_url), storage_options(settings.lake))
-
-
-def storage_options(root: str) -> dict[str, str] | None:
-    """What deltalake is told of the store at `root` beside the environment's variables; None for a folder.
-
-    A commit to S3 puts its log entry only where there is none ("If-None-Match"), so that of two writers of one version
-    one begins anew. That is deltalake's way too; said here, no variable of the environment switches it off.
-    """
-    return {"aws_conditional_put": "etag"} if root.startswith(("s3://", "s3a://")) else None
 
 
 def _puts_and_takes(rows: pa.Table, key: str, gone: Sequence[str], refused: Collection[str]) -> pa.Table:

@@ -25,6 +25,7 @@ from pipeline.masking import Mask, distinct_ids
 from pipeline.picking import picked
 from pipeline.readers import Reader
 from pipeline.schema import QUARANTINE_SCHEMA, TIME, Feed
+from pipeline.stores import store_of
 from pipeline.unpacking import (
     MAX_RAW_BYTES,
     BrokenFile,
@@ -110,10 +111,7 @@ class LandingZone:
     """The files below `root` (a folder or a bucket's URL), laid as `<feed>/YYYY-MM-DD/HH/<file>`."""
 
     def __init__(self, root: str) -> None:
-        if "://" in root:
-            self._fs, self._root = pa_fs.FileSystem.from_uri(root)
-        else:
-            self._fs, self._root = pa_fs.LocalFileSystem(), str(Path(root).resolve())
+        self._fs, self._root = store_of(root)
 
     def files(self, feed: str, windows: Sequence[Window]) -> list[LandedFile]:
         """The finished files of the windows, in order of window and name."""

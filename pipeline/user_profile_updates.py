@@ -7,7 +7,7 @@ A user's profile is made anew when a row of theirs came, changed or went since t
 because time has passed. Everybody's is made anew when there is none yet, when the rules have changed, and when the
 champion is of another lineage (a full retrain, the first champion): its vectors lie in another space than those before.
 A champion that an update trained moves that space little, so the vectors of users who do nothing stay, with the version
-that made them. An item's new category or price is seen by a user's next change, or by `update --full`.
+that made them. An item's new category or price is seen by a user's next change, or by `update --whole`.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_an_hour_that_no_update_has_scored_is_scored_once_by_the_watch(shop: Set
     land(shop, 101)
     look(shop)
     expected = [(hour(number).start, role, version, 0) for number in (100, 101)
-                for role, version in (("baseline", 0), ("champion", 1))]
+                for role, version in (("baseline", 0), ("champion", 1), ("never_updated", 1))]
     assert scores(shop) == expected
     look(shop, 1)
     assert scores(shop) == expected
@@ -72,6 +72,7 @@ def test_the_hour_is_shown_with_the_watchs_score_and_the_updates_decision(shop: 
     look(shop)
     before = task_health(open_lake(shop), open_registry(shop), "price").lines[-1]
     assert (before.version, before.decision) == (None, "")
+    assert before.on_arrival["never_updated"] == before.on_arrival["champion"], "the champion is its lineage's first"
     done = updating.update(updating.plan("price", shop), shop, NOW, report=lambda line: None)
     updating.promote("price", done["version"], shop, NOW)
     after = task_health(open_lake(shop), open_registry(shop), "price").lines[-1]
