@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from models.optimizers import RowMoments
+from models.optimizers import RowMoments, from_bfloat16, to_bfloat16
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -26,7 +26,7 @@ def test_a_second_step_by_hand() -> None:
     first = np.array([0.9 * 0.3 - 0.1, 0.9 * 0.4 + 0.1]) / (1 - 0.9**2)
     second = (0.999 * 0.001 * 12.5 + 0.001 * 1.0) / (1 - 0.999**2)
     before = -0.1 * np.array([3.0, 4.0]) / np.sqrt(12.5)
-    np.testing.assert_allclose(table[0], before - 0.1 * first / np.sqrt(second), rtol=1e-4)
+    np.testing.assert_allclose(table[0], before - 0.1 * first / np.sqrt(second), rtol=2e-3)  # the first is a bfloat16
 
 
 def test_rows_that_a_step_does_not_touch_keep_value_and_moments_bit_for_bit() -> None:
@@ -60,7 +60,7 @@ def test_rows_of_width_1_that_every_step_touches_move_as_with_keras() -> None:
         gradient = random(5, 1, seed=seed)
         optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
         moments.step(table, np.arange(5), gradient, 3e-2)
-    np.testing.assert_allclose(table, variable.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(table, variable.numpy(), rtol=1e-2, atol=1e-3)  # 29 steps of 0.03; bfloat16 moments
 
 
 def test_a_step_of_no_rows_is_none() -> None:
@@ -68,3 +68,11 @@ def test_a_step_of_no_rows_is_none() -> None:
     before = table.copy()
     moments.step(table, np.zeros(0, np.int64), np.zeros((0, 3), np.float32), 1e-2)
     np.testing.assert_array_equal(table, before)
+
+
+def test_a_bfloat16_is_the_nearest_one_and_an_even_one_between_two() -> None:
+    values = np.array([1.0, -2.5, 0.0, 1e-30, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-12], np.float32)
+    expected = np.array([1.0, -2.5, 0.0, 1e-30, 1.0, 1 + 2**-6, 1 + 2**-7], np.float32)
+    np.testing.assert_allclose(from_bfloat16(to_bfloat16(values)), expected, rtol=2**-8)
+    np.testing.assert_array_equal(from_bfloat16(to_bfloat16(values))[4:], expected[4:])
+    np.testing.assert_array_equal(to_bfloat16(np.array([1.0, -2.0], np.float32)), [0x3F80, 0xC000])

@@ -25,9 +25,10 @@ def test_unknown_and_missing_ids_are_nobody() -> None:
 def test_an_id_earns_its_row_with_the_third_sighting() -> None:
     vocabulary = Vocabulary()
     vocabulary.grow(["a", "b"])
-    assert vocabulary.see(np.array([1, 1, 2, 0, 0, 0])) == 0
-    assert vocabulary.see(np.array([1])) == 1
+    np.testing.assert_array_equal(vocabulary.see(np.array([1, 1, 2, 0, 0, 0])), [])
+    np.testing.assert_array_equal(vocabulary.see(np.array([1])), [1])
     np.testing.assert_array_equal(vocabulary.admitted, [False, True, False])
+    np.testing.assert_array_equal(vocabulary.see(np.array([2, 1, 2])), [2])
 
 
 def test_whether_some_ids_are_admitted_is_what_it_is_of_all() -> None:
@@ -63,6 +64,17 @@ def test_it_comes_back_from_its_arrays_with_ids_of_any_script() -> None:
     twin = Vocabulary.from_arrays(vocabulary.arrays("v"), "v")
     assert list(twin.ids) == list(vocabulary.ids)
     np.testing.assert_array_equal(twin.sightings, [0, 0, 1, 0])
+
+
+def test_among_very_many_ids_each_is_found_and_no_other_whether_grown_or_read_back() -> None:
+    names = [f"item-{number}" for number in range(5_000)]
+    vocabulary = Vocabulary()
+    for start in range(0, 5_000, 700):
+        vocabulary.grow(names[start : start + 700])
+    for one in (vocabulary, Vocabulary.from_arrays(vocabulary.arrays("v"), "v")):
+        np.testing.assert_array_equal(one.indices_of(pa.array(names[::-1])), np.arange(5_000, 0, -1))
+        assert [one.index_of(name) for name in ("item-", "item-5000", "tem-1", "item-01")] == [0] * 4
+        assert one.ids[4_321] == "item-4320" and len(one) == 5_001
 
 
 def test_an_empty_id_is_refused_with_what_to_do() -> None:

@@ -288,7 +288,7 @@ class Learner(Protocol):
         """From now on trains on `train` by these methods; the start that some of them hold to is the state now."""
 
     def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Any]:
-        """Shuffled batches of fixed shape (the last one padded with zero weights).
+        """Shuffled batches of at most so many examples, for a step that is compiled once.
 
         They do not depend on the steps made meanwhile: the next one may be prepared by a thread.
         """

@@ -154,7 +154,7 @@ class Batcher:
             self._whole = self._facts(everything)
             self._place[:] = everything
         else:
-            chances = np.exp(_SAMPLING_POWER * trends.logs(len(trends.moments))[:, -1].astype(np.float64))
+            chances = trends.shares().astype(np.float64) ** _SAMPLING_POWER
             chances[0] = 0.0
             self._cumulated = np.cumsum(chances / chances.sum())
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from models.optimizers import RowMoments
+from models.optimizers import RowMoments, to_bfloat16
 from pipeline.vocabulary import Vocabulary
 
 # Rows are learnt slower than the network: they are many, each is seen seldom, and text, trend and neighbours know much
@@ -157,6 +157,9 @@ class ItemTables:
             RowMoments(*(np.array(arrays[f"{name}/{part}"]) for part in ("first", "second", "steps")))
             for name in ("items", "categories")
         )
+        for moments in (tables._moments, tables._category_moments):
+            if moments.first.dtype == np.float32:  # a checkpoint of before November 2026
+                moments.first = to_bfloat16(moments.first)
         return tables
 
     def _admitted(self, index: np.ndarray) -> np.ndarray:

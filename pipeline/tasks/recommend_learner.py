@@ -28,7 +28,7 @@ from models.workers import Workers
 from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
-from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, filled, groups_by_length, vectors_of
+from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, groups_by_length, vectors_of
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_neighbours import Neighbours
 from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
@@ -154,9 +154,7 @@ class RecommenderLearner:
         times = np.repeat(encoded.times, np.diff(encoded.target_offsets))
         self._trends.count(encoded.target_index, times)
         self._neighbours.count(encoded.chosen)
-        before = self._tables.items.admitted
-        self._tables.items.see(np.concatenate([encoded.target_index, encoded.rating_index]))
-        admitted = np.flatnonzero(self._tables.items.admitted & ~before)
+        admitted = self._tables.items.see(np.concatenate([encoded.target_index, encoded.rating_index]))
         self._tables.begin_rows(admitted, self._seed)
         return len(admitted)
 
@@ -209,7 +207,10 @@ class RecommenderLearner:
             yield self._tables.rows(arrays.pop("rows")), arrays
 
     def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Batch]:
-        """Shuffled batches; the histories of one batch are all short or all long (HISTORY_LENGTHS)."""
+        """Shuffled batches; the histories of one batch are all short or all long (HISTORY_LENGTHS).
+
+        Those that are not full are not filled up: the compiled step takes any number of examples.
+        """
         encoded = self._encoded(examples)
         share = self._share or Whole(encoded)
         order = generator.permutation(len(share))
@@ -222,8 +223,8 @@ class RecommenderLearner:
         replayed = examples.replayed.astype(np.float32) if self._methods.distillation else None
         for place in generator.permutation(len(groups)):
             chosen, length = groups[place]
-            batch = share.batch(batcher, chosen, length, batch_size)
-            yield batch if replayed is None else {**batch, "replayed": filled(replayed[chosen], batch_size)}
+            batch = share.batch(batcher, chosen, length)
+            yield batch if replayed is None else {**batch, "replayed": replayed[chosen]}
 
     def train_step(self, batch: Batch, learning_rate: float) -> float:
         """One step of the optimizer; the batch's mean loss before it."""
@@ -250,9 +251,8 @@ class RecommenderLearner:
         batcher = Batcher(encoded, self._tables, self._trends, self._neighbours, generator, counted=learnt)
         losses = np.zeros(len(examples), np.float32)
         for chosen, length in groups_by_length(encoded, np.arange(len(examples)), batch_size):
-            arrays = dict(batcher.batch(chosen, length, batch_size))
-            measured = self._trainer.measure(self._tables.rows(arrays.pop("rows")), arrays)
-            losses[chosen] = measured[: len(chosen)]
+            arrays = dict(batcher.batch(chosen, length, len(chosen)))
+            losses[chosen] = self._trainer.measure(self._tables.rows(arrays.pop("rows")), arrays)
         return losses
 
     def weights(self) -> Collection[str]:

@@ -73,9 +73,8 @@ class Neighbours:
         weights = self.weight(chosen.times)
         owner = np.repeat(np.arange(len(weights)), np.diff(chosen.target_offsets))
         kept = chosen.targets > 0
-        self.seen += np.bincount(
-            chosen.targets[kept], weights[owner[kept]], len(self.seen)
-        ).astype(np.float32)
+        rows, place = np.unique(chosen.targets[kept], return_inverse=True)
+        self.seen[rows] += np.bincount(place, weights[owner[kept]], len(rows)).astype(np.float32)
         self._merge(*self._pairs(chosen, weights))
 
     def own(self, places: np.ndarray, in_basket: np.ndarray, times: np.ndarray) -> np.ndarray:

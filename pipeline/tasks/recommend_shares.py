@@ -49,9 +49,9 @@ class Whole:
         """The batches: which examples, and how long their histories are at most."""
         return groups_by_length(self.encoded, order, batch_size)
 
-    def batch(self, batcher: Batcher, chosen: np.ndarray, length: int, batch_size: int) -> Batch:
+    def batch(self, batcher: Batcher, chosen: np.ndarray, length: int) -> Batch:
         """One of them."""
-        return batcher.batch(chosen, length, batch_size)
+        return batcher.batch(chosen, length, len(chosen))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Share:
         """The batches, of all workers' examples."""
         return groups_by_width(self.history_widths, order, batch_size)
 
-    def batch(self, batcher: Batcher, chosen: np.ndarray, length: int, batch_size: int) -> Batch:
+    def batch(self, batcher: Batcher, chosen: np.ndarray, length: int) -> Batch:
         """The own part of the batch of the examples at `chosen` (of all).
 
         Beside what `Batcher.batch` gives: `examples`, how many all workers have in it, and `dropout_place` [own] and
@@ -100,7 +100,7 @@ class Share:
         return {
             **batch, "weight": np.zeros(1, np.float32) if none else batch["weight"],
             "examples": np.array(len(chosen), np.float32), "dropout_place": place.astype(np.int32),
-            "dropout_size": np.array(batch_size, np.int32),
+            "dropout_size": np.array(len(chosen), np.int32),
         }
 
     def rows_of_all(self, rows: np.ndarray, gradient: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -94,10 +94,18 @@ class Trends:
         places = np.minimum(np.searchsorted(held, rows), len(held) - 1)
         return np.where((held[places] == rows)[:, None], logs[places], self._floors[moment]).astype(np.float32)
 
+    def shares(self) -> np.ndarray:
+        """[items] float32, each item's share of the choices of the longest span, up to now."""
+        self._sum_up()
+        return (self._counts[:, -1] + np.float32(_UNSEEN)) / self._total[-1]
+
     def _logs_of(self, counts: np.ndarray) -> np.ndarray:
+        self._sum_up()
+        return np.log((counts + np.float32(_UNSEEN)) / self._total)
+
+    def _sum_up(self) -> None:
         if self._total is None:
             self._total = self._counts.sum(axis=0) + np.float32(_UNSEEN * max(len(self._counts) - 1, 1))
-        return np.log((counts + np.float32(_UNSEEN)) / self._total)
 
     def keep(self, kept: np.ndarray, moved: np.ndarray) -> None:
         """Drops all rows but `kept` ([m] int, ascending, row 0 first); `moved` [items]: their new places, 0: gone."""
@@ -137,8 +145,9 @@ class Trends:
             self.time = newest
         self._total = None
         weights = self._decay(self.time - times)
+        rows, place = np.unique(items, return_inverse=True)
         for span in range(len(TREND_DAYS)):
-            self._counts[:, span] += np.bincount(items, weights[:, span], len(self._counts)).astype(np.float32)
+            self._counts[rows, span] += np.bincount(place, weights[:, span], len(rows)).astype(np.float32)
 
     @staticmethod
     def _decay(ages_us: np.ndarray) -> np.ndarray:
