@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
+from .growing import lengthened
+
 FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-7  # Keras' Adam
 
 
@@ -39,6 +41,10 @@ class RowMoments:
     def zeros(cls, rows: int, width: int) -> RowMoments:
         """Moments of rows that no step has touched."""
         return cls(np.zeros((rows, width), np.uint16), np.zeros(rows, np.float32), np.zeros(rows, np.int32))
+
+    def grow(self, rows: int) -> None:
+        """Makes room for so many rows in all."""
+        self.first, self.second, self.steps = (lengthened(one, rows) for one in (self.first, self.second, self.steps))
 
     def step(self, table: np.ndarray, index: np.ndarray, gradient: np.ndarray, learning_rate: float) -> None:
         """Moves the rows `index` (distinct) of `table` in place.

@@ -132,6 +132,23 @@ def test_a_few_old_items_stay_until_dropping_them_is_worth_a_copy_of_the_tables(
     assert ids(learner) == many[:78]  # 6 of 85
 
 
+def test_a_text_that_a_context_leaves_out_stays_and_one_that_the_learner_lost_is_read_by_its_hash() -> None:
+    read: list[str] = []
+    learner = RecommenderLearner(
+        seed=7, text_dimension=DIMENSION, encoder=lambda: None,
+        vectors=lambda hashes: np.array([read.append(key) or np.full(DIMENSION, 0.25) for key in hashes], np.float32),
+    )
+    learner.grow(context(KEPT, 0), choices([], 0))
+    before = learner._tables.text(np.arange(1, 21))
+    untold = context([*KEPT[:3], "back"], 1)
+    untold = untold.set_column(4, "text_vector", pa.nulls(4, pa.list_(pa.float32(), DIMENSION)))
+    learner.grow(untold.append_column("content_hash", pa.array(["h0", "h1", "h2", "h3"])), choices([], 1))
+    assert read == ["h3"] and before.any(axis=1).all()
+    np.testing.assert_array_equal(learner._tables.text(np.arange(1, 21)), before)
+    projected = 0.25 * learner._projection.sum(axis=0)
+    np.testing.assert_allclose(learner._tables.text(np.array([21])), [projected], rtol=1e-3)
+
+
 def test_an_item_that_comes_back_is_new() -> None:
     learner = learner_of_two_seasons()
     log = learner.grow(context(OLD[:1], 402), choices(OLD[:1], 402))
@@ -234,7 +251,11 @@ def test_the_context_of_a_change_has_the_items_of_the_change_alone(lake: Lake) -
     }
     everything = recommend(lake).context(now(lake), None)
     chosen = everything.filter(pc.is_in(everything["item_id"], value_set=context["item_id"].combine_chunks()))
-    assert chosen.to_pylist() == context.to_pylist()
+    untold = [None if item in ("i3", "i5") else vector for item, vector in zip(
+        chosen["item_id"].to_pylist(), chosen["text_vector"].to_pylist(), strict=True
+    )]  # of what was chosen only the learner has the texts
+    assert context["text_vector"].to_pylist() == untold and untold[0] is not None
+    assert chosen.drop_columns(["text_vector"]).to_pylist() == context.drop_columns(["text_vector"]).to_pylist()
 
 
 def test_the_context_names_an_item_whose_last_row_went_and_not_one_that_has_others(lake: Lake) -> None:

@@ -26,17 +26,30 @@ _SEEN_SCHEMA = pa.schema([pa.field("item_id", pa.string()), pa.field("last_seen"
 _CATALOGUE_COLUMNS = ("item_id", "change_id", "change_time", "title", "description", "category", "brand", "price")
 
 
-def described(tables: Snapshot, since: Mapping[str, int] | None, texts: TextVectors) -> pa.Table:
+def described(
+    tables: Snapshot, since: Mapping[str, int] | None, texts: TextVectors, *, told_only: bool = False
+) -> pa.Table:
     """All items, or those that changed after `since`, as `catalogue` gives them with `content_hash`, `text_vector`.
 
     `last_seen` is the time of an item's newest event or change (of those since then); null: it is known no more.
+
+    Args:
+        tables: at the versions that count.
+        since: versions of the same tables.
+        texts: gives the vectors.
+        told_only: `text_vector` is null where the catalogue has said nothing since then: reading the vectors of all
+            that was chosen costs a pass over those of the whole catalogue.
     """
     items = catalogue(tables, seen(tables) if since is None else seen_since(tables, since))
     words = items["text"].to_pylist()
-    vectors = texts.of(words)
+    told = np.ones(len(items), bool)
+    if told_only and since is not None:
+        changed = tables.lake.changes("items", since["items"], tables.versions["items"])["item_id"]
+        told = pc.is_in(items["item_id"], value_set=changed.combine_chunks()).to_numpy(zero_copy_only=False)
+    vectors = texts.of([word if one else None for word, one in zip(words, told, strict=True)])
     return items.drop_columns(["text"]).append_column(
-        "content_hash", pa.array([content_hash(text or "") for text in words])
-    ).append_column("text_vector", vector_column(vectors))
+        "content_hash", pa.array([content_hash(text or "") for text in words], pa.string())
+    ).append_column("text_vector", vector_column(vectors, missing=~told))
 
 
 def catalogue(tables: Snapshot, seen: pa.Table) -> pa.Table:

@@ -6,7 +6,7 @@ to them: which rows teach, what the network must know of the catalogue, the gate
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,20 +85,24 @@ class Recommend:
 
         Texts and price are the newest that the catalogue has; an item that only events know has none. `last_seen` is
         the time of its newest event or change (of those since then); null: catalogue and events know it no more.
+        `text_vector` is null where the catalogue has said nothing since then: the learner has it.
         """
-        return described(tables, since, self._texts)
+        return described(tables, since, self._texts, told_only=True)
 
     def learner(self, seed: int) -> RecommenderLearner:
         """The pretrained text encoder under an untrained recommender."""
         from pipeline.tasks.recommend_learner import RecommenderLearner
 
-        return RecommenderLearner(seed=seed, text_dimension=self._texts.dimension, encoder=lambda: self._encoder)
+        return RecommenderLearner(
+            seed=seed, text_dimension=self._texts.dimension, encoder=lambda: self._encoder,
+            vectors=self._known_vectors,
+        )
 
     def restore(self, state: State) -> RecommenderLearner:
         """The recommender that `state` was taken from."""
         from pipeline.tasks.recommend_learner import RecommenderLearner
 
-        return RecommenderLearner.restore(state, encoder=lambda: self._encoder)
+        return RecommenderLearner.restore(state, encoder=lambda: self._encoder, vectors=self._known_vectors)
 
     def baseline(self, tables: Snapshot, examples: Examples) -> Scores:
         """What the user bought most often; for a search, TF-IDF."""
@@ -124,6 +128,9 @@ class Recommend:
     @cached_property
     def _texts(self) -> TextVectors:
         return TextVectors(self._lake, self._encoder)
+
+    def _known_vectors(self, hashes: Sequence[str]) -> np.ndarray:
+        return self._texts.known(hashes)
 
     def _query_vectors(self, queries: pa.ChunkedArray) -> pa.Array:
         words = queries.to_pylist()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from models.growing import lengthened, with_room
 from models.optimizers import RowMoments, to_bfloat16
 from pipeline.vocabulary import Vocabulary
 
@@ -50,10 +51,13 @@ class ItemTables:
     def grow(self) -> None:
         """Makes room for every id of the vocabularies."""
         items, categories = len(self.items), len(self.categories)
-        for array in (self._rows, self._text, self._price, self._category, self._last_seen, *_arrays(self._moments)):
-            lengthen(array, items)
-        for array in (self._category_rows, *_arrays(self._category_moments)):
-            lengthen(array, categories)
+        self._rows, self._text, self._price, self._category, self._last_seen = (
+            lengthened(array, items)
+            for array in (self._rows, self._text, self._price, self._category, self._last_seen)
+        )
+        self._category_rows = lengthened(self._category_rows, categories)
+        self._moments.grow(items)
+        self._category_moments.grow(categories)
 
     @property
     def last_seen(self) -> np.ndarray:
@@ -149,12 +153,12 @@ class ItemTables:
         tables.items = Vocabulary.from_arrays(arrays, "vocabulary/items")
         tables.categories = Vocabulary.from_arrays(arrays, "vocabulary/categories")
         tables._rows, tables._text, tables._price, tables._category, tables._last_seen, tables._category_rows = (
-            np.array(arrays[name]) for name in (
+            with_room(arrays[name]) for name in (
                 "items/rows", "items/text", "items/price", "items/category", "items/last_seen", "categories/rows"
             )
         )
         tables._moments, tables._category_moments = (
-            RowMoments(*(np.array(arrays[f"{name}/{part}"]) for part in ("first", "second", "steps")))
+            RowMoments(*(with_room(arrays[f"{name}/{part}"]) for part in ("first", "second", "steps")))
             for name in ("items", "categories")
         )
         for moments in (tables._moments, tables._category_moments):
@@ -164,17 +168,3 @@ class ItemTables:
 
     def _admitted(self, index: np.ndarray) -> np.ndarray:
         return self.items.admitted_of(index).astype(np.float32)
-
-
-def _arrays(moments: RowMoments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return moments.first, moments.second, moments.steps
-
-
-def lengthen(array: np.ndarray, size: int) -> None:
-    """Adds zeros to the array's end until it has `size` rows.
-
-    In place: the kernel moves the pages of a large array (mremap), so that nothing is copied and a table never lies in
-    memory twice. Nobody else holds one of these arrays or a view of it.
-    """
-    if size > len(array):
-        array.resize((size, *array.shape[1:]), refcheck=False)

@@ -8,7 +8,7 @@ catalogue: tables that grow (recommend_items.py), what was chosen lately (recomm
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ class RecommenderLearner:
     """Fulfils `pipeline.tasks.contract.Learner`."""
 
     def __init__(
-        self, *, seed: int, text_dimension: int, encoder: Callable[[], Any], sizes: RecommenderSizes | None = None
+        self, *, seed: int, text_dimension: int, encoder: Callable[[], Any], sizes: RecommenderSizes | None = None,
+        vectors: Callable[[Sequence[str]], np.ndarray] | None = None,
     ) -> None:
         """An untrained recommender that knows no item.
 
@@ -61,10 +62,11 @@ class RecommenderLearner:
             text_dimension: length of a text vector.
             encoder: gives the text encoder, called only when a package is written.
             sizes: other than the default ones.
+            vectors: gives the vectors of texts by their content hashes; only where a context leaves vectors out.
         """
         tf.config.experimental.enable_op_determinism()
         self._seed = seed
-        self._encoder = encoder
+        self._encoder, self._vectors = encoder, vectors
         self._sizes = sizes or RecommenderSizes(min(text_dimension, TEXT_DIMENSION))
         self._price_scale: tuple[float, float] | None = None
         self._projection = np.eye(text_dimension, self._sizes.text_dimension, dtype=np.float32)
@@ -83,7 +85,8 @@ class RecommenderLearner:
 
         Args:
             context: `item_id`, `category`, `price`, `text_vector`, `last_seen` (time; null: catalogue and events know
-                the item no more); items that are known are overwritten. Without `last_seen` none is dropped.
+                the item no more); items that are known are overwritten, but for a text whose vector is null, which
+                stays. Without `last_seen` none is dropped. `content_hash`, where vectors are null.
             examples: what will be learnt.
         """
         tables, before = self._tables, len(self._tables)
@@ -99,7 +102,7 @@ class RecommenderLearner:
                 vectors = vectors_of(context["text_vector"], len(self._projection))
                 self._projection = principal_directions(vectors, self._projection.shape[1])
                 del vectors
-            text, price = self._projected(context["text_vector"]), self._price_features(context["price"])
+            text, price = self._texts(context, rows, known), self._price_features(context["price"])
             tables.describe(rows, text, price, tables.categories.indices_of(context["category"].cast(pa.string())))
         if "last_seen" in context.column_names:
             tables.see_on(rows, context["last_seen"].cast(pa.date32(), safe=False).cast(pa.int32()).to_numpy())
@@ -110,6 +113,19 @@ class RecommenderLearner:
             "items": len(tables) - 1, "items_new": grown - known, "rows_admitted": admitted,
             "items_described": len(rows), "items_gone": before - known, "items_expired": grown - len(tables),
         }
+
+    def _texts(self, context: pa.Table, rows: np.ndarray, known: int) -> np.ndarray:
+        """[n, text_dimension] float16, the projected texts of the items `rows`; row `known` and above are new."""
+        told = context["text_vector"].is_valid().to_numpy()
+        if told.all():
+            return self._projected(context["text_vector"])
+        text = self._tables.text(rows).astype(np.float16)
+        text[told] = self._projected(context["text_vector"].filter(pa.array(told)))
+        back = ~told & (rows >= known)  # expired once, chosen again, and the catalogue has said nothing since
+        if back.any() and self._vectors is not None:
+            vectors = self._vectors(context["content_hash"].filter(pa.array(back)).to_pylist())
+            text[back] = vectors @ self._projection
+        return text
 
     def _projected(self, column: pa.ChunkedArray) -> np.ndarray:
         """[n, text_dimension] float16 of text vectors; a part at a time: whole ones are six times as large."""
@@ -339,11 +355,13 @@ class RecommenderLearner:
         return State(weights | self._tables.arrays() | counters | {"projection": self._projection.copy()}, meta)
 
     @classmethod
-    def restore(cls, state: State, encoder: Callable[[], Any]) -> RecommenderLearner:
+    def restore(
+        cls, state: State, encoder: Callable[[], Any], vectors: Callable[[Sequence[str]], np.ndarray] | None = None
+    ) -> RecommenderLearner:
         """The learner that `state` was taken from, bit for bit."""
         learner = cls(
             seed=state.meta["seed"], text_dimension=state.meta["text_dimension"], encoder=encoder,
-            sizes=RecommenderSizes(**state.meta["sizes"]),
+            sizes=RecommenderSizes(**state.meta["sizes"]), vectors=vectors,
         )
         scale = state.meta["price_scale"]
         learner._price_scale = None if scale is None else (scale[0], scale[1])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.tasks.recommend_items import lengthen
+from models.growing import lengthened, with_room
 from pipeline.tasks.recommend_trends import DAY_US
 
 # Of customers' new items in two weeks of Online Retail the best 20 by cosine found 0.109 and 0.128 with 60 days, 0.101
@@ -58,8 +58,7 @@ class Neighbours:
 
     def grow(self, items: int) -> None:
         """Makes room for `items` rows, row 0 (no item) included."""
-        for array in (self.index, self.value, self.seen):
-            lengthen(array, items)
+        self.index, self.value, self.seen = (lengthened(one, items) for one in (self.index, self.value, self.seen))
 
     def weight(self, times: np.ndarray) -> np.ndarray:
         """[n] float32: what a choice at each time counts."""
@@ -108,7 +107,7 @@ class Neighbours:
         table = cls()
         table._start = int(arrays[f"{prefix}/start"][0])
         table.index, table.value, table.seen = (
-            np.array(arrays[f"{prefix}/{name}"]) for name in ("index", "value", "seen")
+            with_room(arrays[f"{prefix}/{name}"]) for name in ("index", "value", "seen")
         )
         return table
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from models.growing import lengthened, with_room
 from models.layers import TREND_DAYS
-from pipeline.tasks.recommend_items import lengthen
 
 DAY_US = 86_400_000_000
 DAILY_SNAPSHOTS = 28  # beyond, one a week: a popularity of four weeks ago is as good a day later
@@ -48,7 +48,7 @@ class Trends:
         """Makes room for `items` rows, row 0 (no item) included."""
         if items > len(self._counts):
             self._total = None
-            lengthen(self._counts, items)
+            self._counts = lengthened(self._counts, items)
 
     def count(self, items: np.ndarray, times: np.ndarray) -> None:
         """Counts choices.
@@ -130,8 +130,9 @@ class Trends:
         trends = cls()
         trends.time = int(arrays[f"{prefix}/time"][0])
         trends.moments = np.array(arrays[f"{prefix}/moments"])
-        trends._counts, trends._offsets, trends._rows, trends._logs, trends._floors = (
-            np.array(arrays[f"{prefix}/{name}"]) for name in ("counts", "offsets", "rows", "logs", "floors")
+        trends._counts = with_room(arrays[f"{prefix}/counts"])
+        trends._offsets, trends._rows, trends._logs, trends._floors = (
+            np.array(arrays[f"{prefix}/{name}"]) for name in ("offsets", "rows", "logs", "floors")
         )
         return trends
 
