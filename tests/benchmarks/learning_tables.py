@@ -51,7 +51,7 @@ METHOD_NOTES = {
     "no replay": "replay is on: it is what keeps an update from forgetting",
     "replay: twice as much": "half as many as new ones, at least 512",
     "dropout 0": "on: 0.4", "dropout 0.2": "on: 0.4",
-    "no early stopping, 4 passes": "on: at most 2 passes, ended by the tuning loss",
+    "no early stopping, 4 passes": "off: one pass is as good as two, and nothing is left to stop",
     "learning rate / 10": "2e-3", "learning rate by trials": "off: dearer than what it finds",
 }
 
