@@ -54,7 +54,7 @@ def batches_of(learner: RecommenderLearner, own: Examples, share: Share | None) 
     order = generator.permutation(len(of))
     encoded = encoded.with_targets_by(of.target_draws(generator))
     batcher = Batcher(encoded, learner._tables, learner._trends, learner._neighbours, generator, counted=True)
-    made = [dict(of.batch(batcher, chosen, length, 8)) for chosen, length in of.groups(order, 8)]
+    made = [dict(of.batch(batcher, chosen, length)) for chosen, length in of.groups(order, 8)]
     return [(arrays.pop("rows"), arrays) for arrays in made]
 
 
@@ -74,7 +74,7 @@ def test_the_parts_of_a_batch_have_the_losses_of_the_whole_batch(
         found, there = np.zeros_like(wanted), set()
         for own_rows, own in (part[number] for part in parts):
             assert own.pop("examples") == arrays["weight"].sum()
-            assert own.pop("dropout_size") == 8
+            assert own.pop("dropout_size") == len(arrays["weight"])
             place = own.pop("dropout_place")
             losses = learner._trainer.measure(learner._tables.rows(own_rows), own)
             found[place] += losses * own["weight"]
