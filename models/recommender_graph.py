@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from .compact_recommender import LEAST_SEEN, NEIGHBOUR_HISTORY, RECENCY_DAYS, CompactRecommender
+from .compact_recommender import LEAST_SEEN, NEIGHBOUR_HISTORY, RECENCY_DAYS, VISIT_DAYS, CompactRecommender
 
 MOST_HISTORY = 256  # distinct items, as recommender_service.py takes
 _OLDEST_DAYS = 36_500.0
@@ -87,7 +87,7 @@ class RecommenderGraph(tf.Module):
         arrays = self._arrays
         index, counts, days = self._distinct(history, history_days)
         present = tf.cast(index > 0, tf.float32)
-        features, user = _history_features(counts, days, present), _user_features(counts, present)
+        features, user = _history_features(counts, days, present), _user_features(counts, days, present)
         own = tf.gather(arrays["items"], index)
         wish = self._wish(own, features, user, present)
         gates = arrays["search_gates"] if query_vector is not None else tf.ones(3)
@@ -100,8 +100,8 @@ class RecommenderGraph(tf.Module):
         places = _places(index)
         copied = tf.tensor_scatter_nd_add(tf.zeros_like(logits), places, again)
         is_own = tf.tensor_scatter_nd_max(tf.zeros_like(logits), places, present)
-        near = self._near(index, features, tf.shape(logits))
-        return logits + gates[1] * (copied + (1.0 - is_own) * near)
+        near = self._near(index, features, is_own)
+        return logits + gates[1] * (copied + near)
 
     def _distinct(self, history: tf.Tensor, history_days: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Distinct known items, newest first: rows, how often, days since the last; [batch, items]."""
@@ -142,9 +142,9 @@ class RecommenderGraph(tf.Module):
         logit += tf.linalg.matvec(hidden, arrays["copy_output_kernel"])
         return logit + tf.linalg.matvec(own, arrays["copy_again"])
 
-    def _near(self, index: tf.Tensor, features: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-        """[batch, items]: what goes with the newest items of each history."""
-        arrays = self._arrays
+    def _near(self, index: tf.Tensor, features: tf.Tensor, is_own: tf.Tensor) -> tf.Tensor:
+        """[batch, items]: what goes with the newest items of each history; `is_own` [batch, items]: 1 for its own."""
+        arrays, shape = self._arrays, tf.shape(is_own)
         newest, features = index[:, :NEIGHBOUR_HISTORY], features[:, :NEIGHBOUR_HISTORY]
         weight = tf.exp(tf.clip_by_value(features @ arrays["neighbour_features"], -8.0, 8.0))
         seen = tf.maximum(tf.cast(arrays["neighbour_seen"], tf.float32), LEAST_SEEN)
@@ -158,7 +158,8 @@ class RecommenderGraph(tf.Module):
             if norm:
                 score /= tf.sqrt(seen)
             scale = tf.exp(-arrays["neighbour_log_scale"][norm])
-            total += arrays["neighbour_gain"][norm] * tf.math.log1p(score * scale)
+            gain, own_gain = arrays["neighbour_gain"][norm], arrays["neighbour_own_gain"][norm]
+            total += (gain + is_own * (own_gain - gain)) * tf.math.log1p(score * scale)
         return total
 
 
@@ -182,7 +183,15 @@ def _history_features(counts: tf.Tensor, days: tf.Tensor, present: tf.Tensor) ->
     return tf.stack(columns, axis=-1) * present[..., None]
 
 
-def _user_features(counts: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+def _user_features(counts: tf.Tensor, days: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """As in compact_recommender.py, for purchases alone."""
     items, bought = tf.reduce_sum(present, axis=1), tf.reduce_sum(counts, axis=1)
-    known = tf.cast(items > 0, tf.float32)
-    return tf.stack([known, tf.math.log1p(items), tf.math.log1p(bought), tf.zeros_like(items)], axis=-1)
+    days = days * present
+    oldest = tf.maximum(tf.reduce_max(days, axis=1, keepdims=True), 0.0)  # of no items the maximum is -inf
+    newest = tf.minimum(tf.reduce_min(tf.where(present > 0, days, oldest), axis=1, keepdims=True), oldest)
+    later = tf.concat([tf.fill([tf.shape(days)[0], 1], -1.0), days[:, :-1]], axis=1)[:, : tf.shape(days)[1]]
+    visits = tf.reduce_sum(present * tf.cast(days - later > VISIT_DAYS, tf.float32), axis=1)
+    last = tf.reduce_sum(present * tf.cast(days - newest <= VISIT_DAYS, tf.float32), axis=1)
+    each = bought / tf.maximum(visits, 1.0)
+    amounts = (items, bought, tf.zeros_like(items), visits, last, each, newest[:, 0], (oldest - newest)[:, 0])
+    return tf.stack([tf.cast(items > 0, tf.float32), *(tf.math.log1p(amount) for amount in amounts)], axis=-1)

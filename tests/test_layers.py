@@ -28,10 +28,16 @@ def test_history_features_say_how_often_how_lately_and_in_which_place() -> None:
     np.testing.assert_array_equal(one[0, 1], np.zeros(12))
 
 
-def test_user_features_tell_an_empty_history_from_a_full_one() -> None:
-    present = tf.constant([[1.0, 1.0], [0.0, 0.0]])
-    features = user_features(tf.constant([[2.0, 1.0]] * 2), tf.zeros((2, 2)), present)
-    np.testing.assert_allclose(features, [[1, np.log(3), np.log(4), 0], [0, 0, 0, 0]], rtol=1e-6)
+def test_user_features_say_how_much_is_chosen_at_a_time_and_how_often() -> None:
+    # two items of the visit of yesterday, ten minutes apart, one looked at only; one item a week before, and a gap
+    days = tf.constant([[1.0, 1.007, 5.0, 8.0], [0.0, 0.0, 0.0, 0.0]])
+    present = tf.constant([[1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    features = user_features(
+        tf.constant([[2.0, 0.0, 7.0, 1.0]] * 2), tf.constant([[0.0, 5.0, 7.0, 0.0]] * 2), days, present
+    )
+    #        items purchases others visits, items of the last one, events a visit, days since, days between
+    amounts = [3, 3, 5, 2, 2, 4, 1, 7]
+    np.testing.assert_allclose(features, [[1, *np.log1p(amounts)], [0] * 9], rtol=1e-6)
 
 
 def test_an_untrained_item_is_its_row_and_the_first_directions_of_its_text() -> None:
@@ -78,7 +84,11 @@ def test_neighbours_of_a_history_add_up_by_hand(gain: tuple[float, float], expec
         "seen_from": tf.constant([[1.0, 1.0, 1.0], [4.0, 9.0, 1.0]]), "seen_to": tf.constant([0.0, 16.0, 25.0, 36.0]),
         "features": tf.ones((2, 3, HISTORY_FEATURES)), "present": tf.constant([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]),
     }
-    np.testing.assert_allclose(neighbour_head(gain)(**given), [np.zeros(4), expected], rtol=1e-6)
+    head = neighbour_head(gain)
+    head.own_gain.assign(3.0 * np.array(gain))
+    outside, within = head(**given)
+    np.testing.assert_allclose(outside, [np.zeros(4), expected], rtol=1e-6)
+    np.testing.assert_allclose(within, [np.zeros(4), 3.0 * np.array(expected)], rtol=1e-6)
 
 
 def test_of_neighbours_a_smaller_scale_makes_more() -> None:
@@ -86,7 +96,7 @@ def test_of_neighbours_a_smaller_scale_makes_more() -> None:
         "entries": tf.constant([[0, 1, 0]]), "values": tf.constant([2.0]), "seen_from": tf.constant([[4.0]]),
         "seen_to": tf.constant([0.0, 1.0]), "features": tf.ones((1, 1, HISTORY_FEATURES)), "present": tf.ones((1, 1)),
     }
-    logits = neighbour_head((1.0, 0.0), (float(np.log(0.1)), 0.0))(**given)
+    logits, _ = neighbour_head((1.0, 0.0), (float(np.log(0.1)), 0.0))(**given)
     np.testing.assert_allclose(logits, [[0.0, np.log(1 + 0.5 / 0.1)]], rtol=1e-6)
 
 
@@ -95,10 +105,12 @@ def test_an_untrained_neighbour_head_listens_most_to_the_newest_item() -> None:
     head.build()
     present = tf.ones((1, 2))
     features = history_features(present, tf.zeros((1, 2)), tf.constant([[1.0, 50.0]]), present)
-    logits = head(
+    outside, within = head(
         tf.constant([[0, 1, 0], [0, 2, 1]]), values=tf.ones(2), seen_from=4 * present, seen_to=4 * tf.ones(3),
         features=features, present=present,
-    ).numpy()[0]
+    )
+    logits = outside.numpy()[0]
+    np.testing.assert_array_equal(within, np.zeros((1, 3)))
     assert logits[1] > logits[2] > logits[0] == 0.0
 
 

@@ -117,7 +117,7 @@ def test_of_a_large_catalogue_a_batch_has_each_of_its_items_once_and_the_candida
         assert len(np.unique(rows)) == len(rows) < ITEMS + 1
         assert batch["target_index"].max() < candidates
         assert batch["own_column"].max() < candidates
-        assert batch["neighbour_entries"][:, 1].max() < candidates
+        assert batch["neighbour_entries"][:, 1].max() < len(batch["rows"])
         assert (batch["correction"][1:] > -1e8).sum() <= 30  # drawn; the rest are targets only
 
 
@@ -155,7 +155,7 @@ def test_after_several_batches_indices_still_point_at_their_items(
 
 
 @pytest.mark.parametrize("items", ["all are candidates", "some are drawn"])
-def test_neighbours_of_a_history_are_those_among_the_candidates(
+def test_neighbours_of_a_history_are_those_among_the_rows(
     learner: RecommenderLearner, counted: list[Moment], items: str, request: pytest.FixtureRequest
 ) -> None:
     if items == "some are drawn":
@@ -164,13 +164,13 @@ def test_neighbours_of_a_history_are_those_among_the_candidates(
     batcher = batcher_of(learner, encoded, counted=False)
     for start in (60, 80, 0):  # earlier batches leave nothing behind
         batch = batcher.batch(np.arange(start, min(start + 40, 100)), 64, 40)
-    candidates, history = batch["rows"][: len(batch["correction"])], batch["rows"][batch["history_index"]]
+    history = batch["rows"][batch["history_index"]]
     wanted = {
         (example, int(item), place): float(value)
         for example in range(40)
         for place in range(NEIGHBOUR_HISTORY)
         for item, value in zip(table.index[history[example, place]], table.value[history[example, place]], strict=True)
-        if item and item in candidates
+        if item and item in batch["rows"]
     }
     assert near(batch) == wanted
     assert len({place for *_, place in wanted}) == NEIGHBOUR_HISTORY
@@ -214,17 +214,21 @@ def test_an_example_sees_the_counts_of_its_targets_as_if_it_had_not_been_counted
     for place in range(30):
         table = neighbours_without(learner, moments, place)
         scale = float(learner._neighbours.weight(encoded.times[:1])[0] / table.weight(encoded.times[:1])[0])
-        targets = batches[0]["rows"][batches[0]["target_index"][place]]
         history = batches[0]["rows"][batches[0]["history_index"][place]]
+        started, ended = encoded.history_offsets[place : place + 2]
+        targets = set(batches[0]["rows"][batches[0]["target_index"][place]])
+        counted_with = targets | set(encoded.history_index[started:ended])
+        first, last = encoded.target_offsets[place : place + 2]
+        counted_with |= set(encoded.target_index[first:last][encoded.target_counted[first:last]])
         for (_, item, at), value in ((key, value) for key, value in everything.items() if key[0] == place):
-            if item not in targets:
+            if item not in counted_with:
                 assert seen[place, item, at] == value
                 continue
             known = table.value[history[at]] * scale
             left = float(known[table.index[history[at]] == item].sum())
             if left or not known.min():  # else it may have been among those that are not kept
                 assert seen.get((place, item, at), 0.0) == pytest.approx(left, rel=1e-3, abs=1e-4)
-                less, same = less + (left < value - 1e-4), same + (left >= value - 1e-4)
+                less, same = less + (left < value - 1e-4), same + (item in targets and left >= value - 1e-4)
     assert less > 20
     assert (same > 5) == (most > 32)  # drawn from beyond what is counted
 

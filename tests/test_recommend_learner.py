@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,36 @@ def test_growing_keeps_weights_rows_and_moments() -> None:
                                       before[name], err_msg=name)
     for name in ("items/rows", "items/text", "items/first", "trends/counts", "neighbours/index"):
         assert (len(before[name]), len(after[name])) == (61, 361), name
+
+
+NEWER_INPUTS = {"user_tower/hidden_kernel": 5, "user_tower/direct_kernel": 5, "copy_head/hidden_kernel": 5}
+
+
+def test_a_checkpoint_of_fewer_inputs_goes_on_with_those_counting_for_nothing() -> None:
+    items, taught, asked = checkerboard()
+    learner = untrained(items, taught)
+    train(learner, taught, 5, 1e-2)
+    state, held = learner.state(), {}
+    for path, array in state.arrays.items():
+        cut = [lines for name, lines in NEWER_INPUTS.items() if path.split("recommender/")[-1] == name]
+        if not path.endswith("own_gain"):
+            held[path] = array[: len(array) - cut[0]] if cut else array
+    assert len(held) < len(state.arrays)
+    older = RecommenderLearner.restore(replace(state, arrays=held), encoder=lambda: None)
+    for name, lines in NEWER_INPUTS.items():
+        part, weight = name.split("/")
+        getattr(getattr(learner._network, part), weight)[-lines:].assign(np.zeros((lines, 1)))
+    learner._network.neighbour_head.own_gain.assign([0.0, 0.0])
+    np.testing.assert_allclose(compact_logits(older, asked), compact_logits(learner, asked), rtol=1e-5, atol=1e-5)
+    train(older, taught, 1, 1e-2)
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_both_shapes() -> None:
+    items, taught, _ = checkerboard()
+    state = untrained(items, taught).state()
+    wider = {path: np.pad(array, [(0, 1)] * array.ndim) for path, array in state.arrays.items() if "user_tower" in path}
+    with pytest.raises(ValueError, match=r"must fit into .*; it is .*retrain"):
+        RecommenderLearner.restore(replace(state, arrays={**state.arrays, **wider}), encoder=lambda: None)
 
 
 def third_step(learner: RecommenderLearner, grown: bool) -> None:

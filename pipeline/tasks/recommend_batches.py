@@ -169,18 +169,17 @@ class Batcher:
         target = padded(encoded.target_index, encoded.target_offsets, chosen, (batch_size, TARGETS))
         place = padded(encoded.target_place + 1, encoded.target_offsets, chosen, (batch_size, TARGETS))
         place = np.where(place <= length, place, 0)
-        left_out = np.zeros_like(place)  # where a target stood in the history that the example no longer shows
         if self._mask or self._crop:
             kept = kept_places(items > 0, self._mask, self._crop, self._generator)
             history = {name: np.where(kept, table, table.dtype.type(0)) for name, table in history.items()}
             items = history["history_index"]
             hidden = (place > 0) & ~np.take_along_axis(kept, np.maximum(place - 1, 0), axis=1)
-            place, left_out = np.where(hidden, 0, place), np.where(hidden, place, 0)
+            place = np.where(hidden, 0, place)
         outside = np.where(place > 0, 0, target)
         rating = filled(encoded.rating_index[chosen], batch_size)
         rows, candidates, correction = self._rows(outside, items, rating)
         moments, moment = np.unique(self._moments[chosen], return_inverse=True)
-        near, near_value = self._near(chosen, items[:, :NEIGHBOUR_HISTORY], outside, left_out, candidates)
+        near, near_value = self._near(chosen, items[:, :NEIGHBOUR_HISTORY], len(rows))
         batch = {
             **history, "rows": rows,
             **(self._whole if self._exact else self._facts(rows)),
@@ -232,30 +231,27 @@ class Batcher:
             self._dense[moment] = self._trends.logs(moment)
         return self._dense[moment]
 
-    def _near(
-        self, chosen: np.ndarray, newest: np.ndarray, outside: np.ndarray, left_out: np.ndarray, candidates: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What goes with the newest items, and how often: [pairs, 3] (example, candidate, place) and [pairs]."""
+    def _near(self, chosen: np.ndarray, newest: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """What goes with the newest items, and how often: [pairs, 3] (example, row, place) and [pairs]."""
         near = self._place[self._neighbours.index[newest]]
-        near = np.where(near < candidates, near, 0)
         value = self._neighbours.value[newest] * (near > 0)
         if not self._counted:
             return _entries(near, value)
-        rows, encoded = np.arange(len(newest))[:, None], self._encoded
-        counted = padded(encoded.target_counted, encoded.target_offsets, chosen, outside.shape)
-        is_target = np.zeros((len(newest), candidates), bool)
-        is_target[rows, self._place[np.where(counted, outside, 0)]] = True
+        every, encoded = np.arange(len(newest))[:, None], self._encoded
+        owner, target = flat_places(encoded.target_offsets, chosen)
+        is_target = np.zeros((len(newest), rows), bool)
+        is_target[owner, self._place[np.where(encoded.target_counted[target], encoded.target_index[target], 0)]] = True
         # what an example itself has added is taken off again, or training would read the answer
         in_basket = padded(encoded.history_chosen, encoded.history_offsets, chosen, newest.shape)
         times = filled(encoded.times[chosen], len(newest))
         own = self._neighbours.own(np.arange(newest.shape[1]), in_basket, times)
-        value = value - own[..., None] * is_target[rows[..., None], near]
-        if left_out.any():  # it was counted as a part of the history as well, with each item of the basket
-            shares = np.zeros((len(newest), candidates), np.float32)
-            counted &= (left_out > 0) & (left_out <= PAIR_HISTORY)
-            shares[rows, self._place[np.where(counted, outside, 0)]] = 1.0 / np.maximum(left_out, 1)
-            weight = self._neighbours.weight(times)[:, None, None]
-            value = value - weight * in_basket[..., None] * shares[rows[..., None], near]
+        value = value - own[..., None] * is_target[every[..., None], near]
+        # the history's items were counted with each item of the basket as well, also those that are no longer shown
+        shares = np.zeros((len(newest), rows), np.float32)
+        before = padded(encoded.history_index, encoded.history_offsets, chosen, (len(newest), PAIR_HISTORY))
+        shares[every, self._place[before]] = 1.0 / (1.0 + np.arange(PAIR_HISTORY, dtype=np.float32))
+        weight = self._neighbours.weight(times)[:, None, None]
+        value = value - weight * in_basket[..., None] * shares[every[..., None], near]
         return _entries(near, value)
 
 
@@ -310,6 +306,13 @@ def padded(flat: np.ndarray, offsets: np.ndarray, chosen: np.ndarray, shape: tup
     if len(flat):
         table[: len(chosen)] = np.where(there, flat[np.where(there, starts[:, None] + places, 0)], 0)
     return table
+
+
+def flat_places(offsets: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the values in the lists at `chosen`: whose each is, counted in `chosen`, and where it lies; [values] int64."""
+    widths = offsets[chosen + 1] - offsets[chosen]
+    starts = offsets[chosen] - np.cumsum(widths) + widths
+    return np.repeat(np.arange(len(chosen)), widths), np.repeat(starts, widths) + np.arange(widths.sum())
 
 
 def owners(offsets: np.ndarray) -> np.ndarray:

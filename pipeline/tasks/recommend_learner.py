@@ -358,7 +358,7 @@ class RecommenderLearner:
     def restore(
         cls, state: State, encoder: Callable[[], Any], vectors: Callable[[Sequence[str]], np.ndarray] | None = None
     ) -> RecommenderLearner:
-        """The learner that `state` was taken from, bit for bit."""
+        """The learner that `state` was taken from, bit for bit; one of a smaller network goes on in this larger one."""
         learner = cls(
             seed=state.meta["seed"], text_dimension=state.meta["text_dimension"], encoder=encoder,
             sizes=RecommenderSizes(**state.meta["sizes"]), vectors=vectors,
@@ -371,7 +371,7 @@ class RecommenderLearner:
         learner._neighbours = Neighbours.from_arrays(state.arrays, "neighbours")
         learner.use(Methods(optimizer=state.meta["optimizer"]), Examples(pa.table({})))
         for path, variable in variables_of(learner._trainer).items():
-            variable.assign(state.arrays[path])
+            variable.assign(_fitted(state.arrays.get(path), variable.shape))
         return learner
 
     # --- for consumers ---
@@ -388,6 +388,7 @@ class RecommenderLearner:
             "copy_hidden_kernel": copy.hidden_kernel, "copy_hidden_bias": copy.hidden_bias,
             "copy_output_kernel": copy.output_kernel, "trend_mix": network.trend_head.mix,
             "neighbour_features": near.weigh_features, "neighbour_gain": near.gain,
+            "neighbour_own_gain": near.own_gain,
             "neighbour_log_scale": near.log_scale,
             "query_kernel": network.query_kernel, "search_gates": network.search_gates,
         }
@@ -423,3 +424,18 @@ class RecommenderLearner:
             parameters=recommender_service.PARAMETERS,
             shared={"text_encoder": folder / "text_encoder"},
         )
+
+
+def _fitted(held: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a checkpoint in `shape`: the inputs that its network did not have count for nothing at first.
+
+    Raises:
+        ValueError: it is larger, or differs in more than its first axis.
+    """
+    if held is None:
+        return np.zeros(shape, np.float32)
+    if held.shape[1:] != shape[1:] or (len(shape) and held.shape[0] > shape[0]):
+        raise ValueError(
+            f"A checkpoint's array must fit into {shape}; it is {held.shape}. Its network is another one: retrain."
+        )
+    return held if held.shape == shape else np.pad(held, [(0, shape[0] - len(held))] + [(0, 0)] * (held.ndim - 1))
