@@ -455,7 +455,7 @@ class Registry:
     def _settle(self, task: str) -> None:
         """Appends the move that made the champion to the log, if a killed process could not."""
         move = self._last_move(task)
-        if move is not None and move not in self._log.rows(task):
+        if move is not None and move not in self._log.rows(task, version=move.version):
             self._log.append(move)
 
     def _last_move(self, task: str) -> DecisionRow | None:

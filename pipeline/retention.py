@@ -8,8 +8,9 @@ Every version that keeps its files can serve, and an update can start from it: t
 which the gate compares, is kept with it. The scheme by age is that of backups (hourly, daily, weekly).
 
 First the versions are marked while no champion can move, and what is marked can neither serve nor be trained on; then
-their files are removed; whoever comes next completes what a killed process left. The lake is tidied as well: logs that
-grow by a row at a time are put together, and files that no version within reach needs any more are deleted.
+their files are removed; whoever comes next completes what a killed process left. The lake is tidied as well: the small
+files that hours and decisions add are put together, so that an hour's job costs what changed and not what there is, and
+files that no version within reach needs any more are deleted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.checkpoint import Ledger
-from pipeline.lake import open_lake
+from pipeline.lake import Lake, open_lake, schemas_of_tables
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import RegistryError
 from pipeline.settings import Settings, SettingsError, read_settings
@@ -34,9 +35,8 @@ DAILY_DAYS = 30  # a month, the longest span of validation rows (28 days) within
 WEEKLY_WEEKS = 53  # a year and a week: the same season a year ago can be served or compared
 # Rollback reaches so many champions back, whatever their age: a shop that is promoted hourly has noticed within them.
 CHAMPIONS = 10
-# The tables that ledgers name keep what any version within reach may ask for (the lake's own 400 days); of the others
-# only the newest version is ever read, and a reader that holds an older one open is done within hours.
-LOG_DAYS = 7
+# A day whose rows may still be corrected by late ones (`lateness_hours`, 48) is rewritten all day long: not yet.
+SETTLED_DAYS = 3
 
 _YEAR_HOURS = 365 * 24
 
@@ -139,7 +139,30 @@ def retain(settings: Settings, now: datetime, *, dry_run: bool = False) -> dict[
         oldest = min([oldest, *(one.registered_at for one in candidates if one.number in stay)])
     # an update may start from the oldest of them and reads all that changed since it was trained, a day before at most
     needed = now - oldest + timedelta(days=1)
-    return {"tasks": tasks, "files_deleted": lake.tidy(needed, timedelta(days=LOG_DAYS), dry_run=dry_run)}
+    return {"tasks": tasks, "files_deleted": tidy(lake, now, needed, dry_run=dry_run)}
+
+
+def tidy(lake: Lake, now: datetime, needed: timedelta, *, dry_run: bool = False) -> dict[str, int]:
+    """Puts the lake's small files together and deletes those that only old versions of the tables need.
+
+    Args:
+        lake: whose tables.
+        now: tables by day keep the files of the last `SETTLED_DAYS` as they are.
+        needed: age of the oldest version of a feed's table that anyone may ask for.
+        dry_run: only counts.
+
+    Returns:
+        table -> how many files were deleted; rows and change data of the versions that stay are as before.
+    """
+    deleted = {}
+    for table, schema in sorted(schemas_of_tables().items()):
+        if lake.version(table) < 0:
+            continue
+        if not dry_run:
+            by_day = "landed_date" in schema.names
+            lake.compact(table, now.date() - timedelta(days=SETTLED_DAYS) if by_day else None)
+        deleted[table] = lake.vacuum(table, needed, dry_run=dry_run)
+    return deleted
 
 
 def _apply(
