@@ -7,9 +7,9 @@ so that retention finds versions as old as they would be; the lake's files have 
 them is old enough to be deleted, and the disk that is measured is what a shop without that clean-up would need.
 
 The shop has four weeks behind it when the hours begin: so long is the longest span of examples that judge, and until
-then it grows in any shop, once. `DAYS` in the environment is how many simulated days (14), `TASK` what learns (`recommend`,
-with the small encoder, or `price`, the numpy task of the tests), `SOAK_HOME` a folder that is kept: a run that was
-ended goes on there, and one of fewer days than it holds only writes the figures.
+then it grows in any shop, once. `DAYS` in the environment is how many simulated days (14), `TASK` what learns
+(`recommend`, with the small encoder, or `price`, the numpy task of the tests), `SOAK_HOME` a folder that is kept: a run
+that was ended goes on there, and one of fewer days than it holds only writes the figures.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def measure() -> Measured:
         f"{task}: land, ingest, update, promote, watch, and retention each day on the registry's simulated clock, in "
         f"{len(_stretches(hours))} process(es) one after another. Growth a day is the slope of a line through the "
         f"hours after the first {100 * _WARM_SHARE:.0f} %, memory's and time's as a share of the median, memory's over "
-        "the longest stretch of one process; time is CPU of the process and its children. Disk without the landing zone",
+        "the longest stretch of one process; time is CPU, children included. Disk without the landing zone",
     )
 
 
