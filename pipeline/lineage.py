@@ -125,7 +125,7 @@ def of_rows(kind: str, value: str, settings: Settings, feed: str | None = None) 
     return {"asked": kind, "id": known_as, "deleted": sorted(set(deleted)), "feeds": found}
 
 
-def _ancestors(registry: Registry, task: str, number: int, most: int | None) -> dict[int, Version]:
+def _ancestors(registry: Registry, task: str, number: int, most: int | None = None) -> dict[int, Version]:
     """A version, its parent and so on to the base, at most so many of them."""
     found: dict[int, Version] = {}
     at: int | None = number
