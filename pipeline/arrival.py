@@ -100,7 +100,7 @@ def _score(lake: Lake, registry: Registry, task_name: str, settings: Settings) -
         return []
     task = task_named(task_name, settings, lake)
     ledger = Ledger.from_json(json.loads(registry.tags(task_name, champion)["evergreen.ledger"]))
-    versions = {table: lake.version(table) for table in (task.table, *task.context_tables)}
+    versions = {table: lake.rows_version(table) for table in (task.table, *task.context_tables)}
     rows = _unscored(lake, task_name, task.table, ledger, versions[task.table])
     if not len(rows):
         return []

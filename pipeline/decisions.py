@@ -119,14 +119,17 @@ class DecisionLog:
         """Takes the lake."""
         self._lake = lake
 
-    def table(self, task: str) -> pa.Table:
-        """A task's rows: DECISIONS_SCHEMA, in order of time."""
-        log = self._lake.arrow("decisions", columns=DECISIONS_SCHEMA.names, filter=ds.field("task") == task)
+    def table(self, task: str, version: int | None = None) -> pa.Table:
+        """A task's rows, of one version alone where it is named: DECISIONS_SCHEMA, in order of time."""
+        chosen = ds.field("task") == task
+        if version is not None:
+            chosen &= ds.field("version") == version
+        log = self._lake.arrow("decisions", columns=DECISIONS_SCHEMA.names, filter=chosen)
         return log.sort_by([("decided_at", "ascending"), ("version", "ascending")])
 
     def rows(self, task: str, **fields: Any) -> list[DecisionRow]:
         """A task's rows that have these values."""
-        rows = [DecisionRow.from_record(record) for record in self.table(task).to_pylist()]
+        rows = [DecisionRow.from_record(record) for record in self.table(task, fields.get("version")).to_pylist()]
         return [row for row in rows if all(getattr(row, name) == value for name, value in fields.items())]
 
     def services(self, task: str) -> list[Service]:

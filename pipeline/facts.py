@@ -19,6 +19,7 @@ from pipeline.schema import TIME, Feed
 from pipeline.window import Window
 
 _HISTORY_WEEKS, _HISTORY_DAYS = 4, 7  # what an hour's usual rows are the median of
+USUAL_AFTER = timedelta(weeks=_HISTORY_WEEKS)  # how far back that asks the window log
 
 WINDOW_FACTS = pa.schema(  # one row a window: what the window suites judge
     [

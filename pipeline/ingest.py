@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.cleaning import FAULTS_SCHEMA, clean
 from pipeline.copies import first_copies, usable_copies
-from pipeline.facts import UsualRows, price_ratios, unknown_items, user_widths, window_facts
+from pipeline.facts import USUAL_AFTER, UsualRows, price_ratios, unknown_items, user_widths, window_facts
 from pipeline.forgetting import Forgotten
 from pipeline.labels import Labels
 from pipeline.lake import Lake, Outdated, Published, deleted_rows, open_lake
@@ -152,7 +152,7 @@ class _Door:
     _usual: UsualRows | None = None
 
     def replace(self, windows: Sequence[Window]) -> Ingested:
-        self._usual = UsualRows.of(self.lake.window_log(), self.feed)
+        self._usual = UsualRows.of(self.lake.window_log(since=(windows[0].start - USUAL_AFTER).date()), self.feed)
         parts = [self._newest(chunk) for chunk in _chunks(self.feed, windows, self.settings.landing)]
         total = {
             name: sum(getattr(part, name) for part in parts)

@@ -1,7 +1,7 @@
 """The lake: Delta tables addressed by version, each window of a feed replaced in one transaction.
 
 A window is published as the difference to what the table holds: inserted, changed and gone rows by key,
-in one MERGE. An unchanged re-run is therefore no commit at all, and the table's change feed
+in one MERGE. An unchanged re-run is therefore no commit at all, and the change feed of a feed's table
 (`delta.enableChangeDataFeed`) is by row, which is what the learner reads.
 
 A row belongs to the earliest window in which it landed. The others are kept in `duplicates_<feed>`, so
@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import date, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from datetime import date, datetime, timedelta
+from functools import reduce
+from operator import and_
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import duckdb
 import pyarrow as pa
@@ -53,16 +56,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # A ledger may look back over the retention of a year of hourly updates and then some; vacuum and log
-# clean-up must not take away a version that it names.
+# clean-up must not take away a version of a feed's table that it names.
 _KEPT = timedelta(days=400)
-_RETENTION = f"interval {_KEPT.days} days"
-_CONFIGURATION = {
-    "delta.enableChangeDataFeed": "true",
-    "delta.deletedFileRetentionDuration": _RETENTION,
-    "delta.logRetentionDuration": _RETENTION,
-}
+# Of the other tables only the newest version is ever read, and a reader that holds an older one is done within hours.
+LOGS_KEPT = timedelta(days=7)
+# Whoever opens a table reads the commits since its last checkpoint one by one. With Delta's 100 between two, opening
+# cost up to 0.08 CPU-seconds and a commit 0.1; with 10, 0.01 and 0.03 (195 commits of 100 rows, deltalake 1.6.6). A
+# checkpoint names every file that is kept, and the feeds' are kept for a year: they have fewer.
+_COMMITS_BETWEEN_CHECKPOINTS, _OF_A_FEED = 20, 50
 _APPEND_ONLY = ("decisions", "deletions")  # Delta itself refuses to change or delete a row of these
-_GROW_BY_A_ROW = ("decisions", "deletions", "quality")  # read whole at each promotion: 100 files cost 0.1 s
+_LOOKED_BACK = 4  # commits: upkeep makes one to three a day
+_UPKEEP = ("OPTIMIZE", "VACUUM START", "VACUUM END")  # commits that change no row
 _COUNTED = ("landed_window", "hour")  # what a window's rows are counted by
 _DAILY = ["landed_date"]  # one folder a day keeps a window's predicate to a few files
 
@@ -115,16 +119,35 @@ class Lake:
         except TableNotFoundError:
             return -1
 
+    def rows_version(self, table: str) -> int:
+        """The newest version of `table` that changed a row: where a ledger stands when it has learnt everything.
+
+        To put files together is a version too, and nothing to learn. -1 where the table does not exist yet.
+        """
+        try:
+            opened = self._open(table)
+        except TableNotFoundError:
+            return -1
+        commits = opened.history(_LOOKED_BACK)
+        if all(one["operation"] in _UPKEEP for one in commits):
+            commits = opened.history()
+        return next(int(one["version"]) for one in commits if one["operation"] not in _UPKEEP)
+
     def dataset(self, table: str, version: int | None = None) -> ds.Dataset:
         """`table` at `version` (newest if None) as an Arrow dataset; an empty one at version -1.
 
         Raises:
             LakeError: the table has no such version.
         """
-        if version == -1 or (version is None and self.version(table) == -1):
-            return ds.dataset(_schema_of(table).empty_table())
+        empty = ds.dataset(_schema_of(table).empty_table())
+        if version == -1:
+            return empty
         try:
             return self._open(table, version).to_pyarrow_dataset(filesystem=tree_at(self._uri(table)))
+        except TableNotFoundError:
+            if version is None:
+                return empty
+            raise
         except DeltaError as error:  # deltalake has no type of its own for a version that is not there
             raise LakeError(
                 f"Table {table!r} must have version {version}; it has up to {self.version(table)}."
@@ -166,6 +189,14 @@ class Lake:
         """The files of `table` at `version` with their partitions and row counts (Delta's add actions, flattened)."""
         return pa.table(self._open(table, version).get_add_actions(flatten=True))
 
+    def extent(self, table: str, version: int) -> tuple[int, datetime | None, datetime | None]:
+        """Rows of a table at `version`, and its first and last landed window, from the log; no file is opened."""
+        if version < 0:
+            return 0, None, None
+        files = self.files(table, version)
+        first, last = (pc.min_max(files[f"{end}.landed_window"])[end].as_py() for end in ("min", "max"))
+        return pc.sum(files["num_records"]).as_py() or 0, first, last
+
     def changes(self, table: str, after_version: int, to_version: int) -> pa.Table:
         """The net change of a feed's table over the versions `(after_version, to_version]`.
 
@@ -205,7 +236,7 @@ class Lake:
         except DeltaError as error:
             raise LakeError(
                 f"The change data of {table!r} must reach back to its first version; they do not ({error}). Delta "
-                f"keeps them for {_RETENTION.removeprefix('interval ')}: what was learnt from older changes is in the "
+                f"keeps them for {_KEPT.days} days: what was learnt from older changes is in the "
                 "ledgers' counts alone."
             ) from error
 
@@ -382,10 +413,24 @@ class Lake:
             predicate="t.feed = s.feed AND t.landed_window = s.landed_window AND t.landed_date = s.landed_date",
         )
 
-    def window_log(self) -> pa.Table:
-        """The window log: WINDOWS_SCHEMA, one row a feed and window, in order of window."""
-        log = self.arrow("windows") if self.version("windows") >= 0 else WINDOWS_SCHEMA.empty_table()
-        return log.select(WINDOWS_SCHEMA.names).sort_by([("landed_window", "ascending"), ("feed", "ascending")])
+    def window_log(self, days: Collection[date] | None = None, since: date | None = None) -> pa.Table:
+        """The window log: WINDOWS_SCHEMA, one row a feed and window, in order of window.
+
+        Args:
+            days: of these days alone.
+            since: from this day on alone; an hour's job reads no year of hours.
+        """
+        day, chosen = ds.field("landed_date"), []
+        chosen += [] if days is None else [day.isin(pa.array(sorted(days), pa.date32()))]
+        chosen += [] if since is None else [day >= pa.scalar(since)]
+        log = self.arrow("windows", columns=WINDOWS_SCHEMA.names, filter=reduce(and_, chosen) if chosen else None)
+        return log.sort_by([("landed_window", "ascending"), ("feed", "ascending")])
+
+    def newest_day(self, table: str) -> date | None:
+        """The newest day on which rows of `table` landed, from its log."""
+        version = self.version(table)
+        newest = None if version < 0 else pc.max(self.files(table, version)["partition.landed_date"]).as_py()
+        return cast("date | None", newest)
 
     def append(self, table: str, rows: pa.Table) -> int:
         """Appends `rows` to a table that nothing rewrites, such as `decisions`; returns its version."""
@@ -463,33 +508,33 @@ class Lake:
             changed = {name: f"s.{name}" for name in ("published", "quarantined", "duplicates", "late")}
             self._merge_log(wrong).when_matched_update(changed).execute()
 
-    def compact(self, table: str, before: date) -> None:
-        """Puts the small files of the days before `before` together; contents and change feed stay."""
-        self._open(table).optimize.compact(partition_filters=[("landed_date", "<", before.isoformat())])
+    def compact(self, table: str, before: date | None = None) -> None:
+        """Puts the small files of a table together, of the days before `before`; contents and change feed stay.
 
-    def tidy(self, needed: timedelta, logs: timedelta, *, dry_run: bool = False) -> dict[str, int]:
-        """Puts the logs' small files together and deletes files that only old versions of the tables need.
+        Nobody rewrites the files meanwhile, and appending to a table is no conflict.
+        """
+        filters = None if before is None else [("landed_date", "<", before.isoformat())]
+        with ExitStack() as held:
+            for lock in _writing_locks(table):
+                held.enter_context(self._locks(lock))
+            if self.version(table) >= 0:
+                self._open(table).optimize.compact(partition_filters=filters)
+
+    def vacuum(self, table: str, needed: timedelta, *, dry_run: bool = False) -> int:
+        """Deletes files that only versions of a table need which nobody may ask for any more; how many those are.
 
         Args:
-            needed: age of the oldest version of a feed's table that anyone may ask for; what is younger than that, or
-                than the retention of the table itself, stays.
-            logs: the same for the tables of which only the newest version is read.
+            table: its name.
+            needed: age of the oldest version of a feed's table that anyone may ask for: it stays, as does what is
+                younger than a table's own retention.
             dry_run: only counts.
-
-        Returns:
-            table -> how many files were deleted; rows and change data of the versions that stay are as before.
         """
-        deleted = {}
-        for table in sorted(_schemas()):
-            if self.version(table) < 0:
-                continue
-            if table in _GROW_BY_A_ROW and not dry_run:
-                self._open(table).optimize.compact()
-            age = max(needed, _KEPT) if table in FEEDS else logs
-            deleted[table] = len(self._open(table).vacuum(
-                retention_hours=int(age / timedelta(hours=1)), dry_run=dry_run, enforce_retention_duration=False
-            ))
-        return deleted
+        if self.version(table) < 0:
+            return 0
+        age = max(needed, _KEPT) if table in FEEDS else LOGS_KEPT
+        return len(self._open(table).vacuum(
+            retention_hours=int(age / timedelta(hours=1)), dry_run=dry_run, enforce_retention_duration=False
+        ))
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -501,9 +546,8 @@ class Lake:
 
     def _create(self, table: str, schema: pa.Schema) -> None:
         if self.version(table) == -1:
-            configuration = _CONFIGURATION | ({"delta.appendOnly": "true"} if table in _APPEND_ONLY else {})
             DeltaTable.create(
-                self._uri(table), schema, mode="ignore", configuration=configuration,
+                self._uri(table), schema, mode="ignore", configuration=_configuration(table),
                 partition_by=_DAILY if "landed_date" in schema.names else None, storage_options=self._storage,
             )
 
@@ -576,6 +620,25 @@ class Lake:
         return self.version(feed.name)
 
 
+def _configuration(table: str) -> dict[str, str | None]:
+    """What Delta is told of a table when it is created."""
+    of_feed = table in FEEDS
+    kept = f"interval {(_KEPT if of_feed else LOGS_KEPT).days} days"
+    return {
+        "delta.enableChangeDataFeed": str(of_feed).lower(),  # learners read the changes of feeds alone
+        "delta.deletedFileRetentionDuration": kept, "delta.logRetentionDuration": kept,
+        "delta.checkpointInterval": str(_OF_A_FEED if of_feed else _COMMITS_BETWEEN_CHECKPOINTS),
+        **({"delta.appendOnly": "true"} if table in _APPEND_ONLY else {}),
+    }
+
+
+def _writing_locks(table: str) -> list[str]:
+    """The locks that are held by whoever rewrites files of a table, in the order in which they are taken."""
+    if table == "quarantine":
+        return [f"publish-{feed}" for feed in FEEDS]
+    return [f"publish-{table.removeprefix('duplicates_')}"]
+
+
 def open_lake(settings: Settings) -> Lake:
     """The lake of an installation."""
     return Lake(settings.lake, locks_of(settings.home, settings.lock_url), storage_options(settings.lake))
@@ -643,13 +706,14 @@ def _sql_text(text: str) -> str:
 
 def _schema_of(table: str) -> pa.Schema:
     """The schema of a table that need not exist yet."""
-    schemas = _schemas()
+    schemas = schemas_of_tables()
     if table not in schemas:
         raise LakeError(f"A table is one of {sorted(schemas)}; received {table!r}.")
     return schemas[table]
 
 
-def _schemas() -> dict[str, pa.Schema]:
+def schemas_of_tables() -> dict[str, pa.Schema]:
+    """All tables of a lake, whether they exist yet or not, with their columns."""
     schemas = {
         "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
         "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,

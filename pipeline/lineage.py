@@ -56,7 +56,8 @@ def of_version(task_name: str, number: int, settings: Settings, *, whole: bool =
         task_name: its task.
         number: the version.
         settings: of the installation.
-        whole: the windows of its whole lineage; otherwise those of its own learning alone, which is quick.
+        whole: the versions of its whole lineage and their windows; otherwise its own learning alone and its parent,
+            which costs the same however many came before.
 
     Returns:
         The version's tags in words, `served`, `tables` (versions read), `rows` and `own_rows` (the ledger's counts),
@@ -68,7 +69,7 @@ def of_version(task_name: str, number: int, settings: Settings, *, whole: bool =
     """
     lake, registry = open_lake(settings), open_registry(settings)
     task = task_named(task_name, settings, lake)
-    versions = _ancestors(registry, task_name, number)
+    versions = _ancestors(registry, task_name, number, None if whole else 2)
     version, chain = versions[number], list(lineage_of(versions, number))[::-1]
     did = {
         one.number: own_rows(task, lake, one, versions.get(one.ledger.parent or 0))
@@ -80,13 +81,14 @@ def of_version(task_name: str, number: int, settings: Settings, *, whole: bool =
         **{name: tags.get(f"evergreen.{name}") or None for name in (
             "kind", "parent", "compared_with", "decision", "code", "window", "days", "why", "retired"
         )},
-        "base": ledger.base or number, "reasons": json.loads(tags.get("evergreen.reasons", "[]")),
+        "base": ledger.base or number, "to_base": ledger.updates + 1,
+        "reasons": json.loads(tags.get("evergreen.reasons", "[]")),
         "settings": json.loads(tags.get("evergreen.settings", "null")),
         "aliases": sorted(alias for alias, at in registry.aliases(task_name).items() if at == number),
         "served": [one.as_json() for one in registry.services(task_name) if one.version == number],
         "tables": _tables(task, lake, ledger),
         "own_rows": asdict(ledger.own_rows), "rows": asdict(ledger.rows),
-        "lineage": [_step(one, task.table, versions) for one in chain],
+        "lineage": [_step(one, task.table) for one in chain],
         "whole": whole, "windows": _windows(did),
         "differences": [line for one in did for line in _differences(versions[one], did[one])],
     }
@@ -123,10 +125,11 @@ def of_rows(kind: str, value: str, settings: Settings, feed: str | None = None) 
     return {"asked": kind, "id": known_as, "deleted": sorted(set(deleted)), "feeds": found}
 
 
-def _ancestors(registry: Registry, task: str, number: int) -> dict[int, Version]:
+def _ancestors(registry: Registry, task: str, number: int, most: int | None = None) -> dict[int, Version]:
+    """A version, its parent and so on to the base, at most so many of them."""
     found: dict[int, Version] = {}
     at: int | None = number
-    while at is not None:
+    while at is not None and (most is None or len(found) < most):
         try:
             found[at] = Version(at, registry.tags(task, at))
         except VersionMissing:
@@ -140,21 +143,19 @@ def _ancestors(registry: Registry, task: str, number: int) -> dict[int, Version]
 def _tables(task: Task, lake: Lake, ledger: Ledger) -> list[dict[str, Any]]:
     tables = []
     for name in (task.table, *task.context_tables):
-        windows = lake.arrow(name, ledger.versions[name], ["landed_window"])["landed_window"]
-        span = pc.min_max(windows).as_py()
+        rows, first, last = lake.extent(name, ledger.versions[name])
         tables.append({
             "table": name, "reads": "learns its changes" if name == task.table else "reads it as it stands",
-            "after": ledger.learnt_from.get(name, -1), "to": ledger.versions[name], "rows": len(windows),
-            "first_window": _iso(span["min"]), "last_window": _iso(span["max"]),
+            "after": ledger.learnt_from.get(name, -1), "to": ledger.versions[name], "rows": rows,
+            "first_window": _iso(first), "last_window": _iso(last),
         })
     return tables
 
 
-def _step(version: Version, table: str, known: Mapping[int, Version]) -> dict[str, Any]:
+def _step(version: Version, table: str) -> dict[str, Any]:
     ledger, tags = version.ledger, version.tags
     return {
         "version": version.number, "kind": ledger.kind, "parent": ledger.parent,
-        "parent_known": ledger.parent is None or ledger.parent in known,
         "after": ledger.learnt_from[table], "to": ledger.versions[table], "window": _iso(ledger.window),
         "own_rows": asdict(ledger.own_rows), "decision": tags.get("evergreen.decision"),
         "code": tags.get("evergreen.code"),

@@ -127,6 +127,9 @@ def _of_version(answer: Mapping[str, Any]) -> tuple[str, tuple[str, list[str]], 
     ]
     if answer["retired"]:
         said.append(f"Its files were removed: {answer['retired']}")
+    if not answer["whole"]:
+        command = f"python -m pipeline.lineage version {answer['task']} {answer['version']}"
+        said.append(f"All {answer['to_base']:,} versions to the base, and every window that they learnt: {command}")
     colour = "stop" if answer["differences"] else ("pass" if answer["served"] else "note")
     facts: list[_Row] = [
         ("code", answer["code"]), ("reason for the retrain", answer["why"]), ("days of history", answer["days"]),
@@ -142,7 +145,7 @@ def _of_version(answer: Mapping[str, Any]) -> tuple[str, tuple[str, list[str]], 
             (one["table"], one["reads"], _span(one), one["rows"],
              f"{_short(one['first_window'])} to {_short(one['last_window'])}") for one in answer["tables"]
         ]),
-        ("Lineage, oldest first", (
+        ("Lineage, oldest first" if answer["whole"] else "It and its parent", (
             "version", "kind", "table versions", "newest window", "taught", "joined", "held out", "context",
             "set aside", "decision",
         ), [
@@ -267,7 +270,7 @@ def _tiles(answer: Mapping[str, Any]) -> str:
     tiles = (
         (rows["taught"] + rows["joined"], "rows learnt in the lineage"),
         (rows["held_out"] - rows["joined"], "held out"), (rows["context"], "context"),
-        (rows["set_aside"], "set aside"), (len(answer["lineage"]), "versions to the base"),
+        (rows["set_aside"], "set aside"), (answer["to_base"], "versions to the base"),
     )
     shown = "".join(f"<div><b>{value:,}</b><span>{_text(word)}</span></div>" for value, word in tiles)
     return f'<section class="tiles" aria-label="Counts">{shown}</section>'

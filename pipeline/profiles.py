@@ -132,7 +132,8 @@ class Profile:
 
 def read_profiles(lake: Lake, about: str, since: datetime) -> dict[datetime, Profile]:
     """The newest profile of each window from `since` on."""
-    rows = lake.arrow("window_profiles", filter=(text_field("about") == about) & (
+    days = ds.field("landed_date") >= pa.scalar(since.date())
+    rows = lake.arrow("window_profiles", filter=days & (text_field("about") == about) & (
         ds.field("landed_window") >= pa.scalar(since, TIME)
     )).sort_by([("landed_window", "ascending"), ("version", "ascending")])
     return {
@@ -156,9 +157,10 @@ def profile_windows(lake: Lake) -> int:
     Returns:
         how many windows were profiled.
     """
-    log = lake.window_log()
-    if not len(log):
+    day = lake.newest_day("windows")
+    if day is None:
         return 0
+    log = lake.window_log(since=day - timedelta(days=KEPT_DAYS))
     newest = pc.max(log["landed_window"]).as_py()
     since = newest - timedelta(days=KEPT_DAYS)
     done = 0

@@ -132,11 +132,23 @@ class Registry:
 
     def champion(self, task: str) -> int | None:
         """The version that serves."""
-        return self.aliases(task).get("champion")
+        return self._named(task, "champion")
 
     def previous(self, task: str) -> int | None:
         """The version that served before."""
-        return self.aliases(task).get("previous")
+        return self._named(task, "previous")
+
+    def _named(self, task: str, alias: str) -> int | None:
+        """The version that an alias names; None: none.
+
+        Asked for one alias MLflow reads one version; asked for all of them, each version of the model (3.17).
+        """
+        try:
+            return int(self._client.get_model_version_by_alias(PREFIX + task, alias).version)
+        except _mlflow_exception() as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model; no alias
+                raise
+            return None
 
     def tags(self, task: str, version: int) -> dict[str, str]:
         """All tags of a version, those stored as a file included.
@@ -455,7 +467,7 @@ class Registry:
     def _settle(self, task: str) -> None:
         """Appends the move that made the champion to the log, if a killed process could not."""
         move = self._last_move(task)
-        if move is not None and move not in self._log.rows(task):
+        if move is not None and move not in self._log.rows(task, version=move.version):
             self._log.append(move)
 
     def _last_move(self, task: str) -> DecisionRow | None:

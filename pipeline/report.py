@@ -10,20 +10,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.lake import Lake
+from pipeline.schema import TIME
 from pipeline.window import Window
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 ROLES = {"champion": "updated", "never_updated": "never updated", "baseline": "plain baseline"}
+_RECENT_DAYS = 8  # what the watch looks back over in the window log is a week
 _STYLES = {  # colours that are told apart without colour vision, and dashes and marks besides
     "champion": ("#1b7837", "-", "o"), "never_updated": ("#b35806", "--", "s"), "baseline": ("#666666", ":", "^"),
 }
@@ -73,10 +76,14 @@ class WindowLine:
 
 def window_lines(lake: Lake, task: str, feed: str, windows: Sequence[Window]) -> list[WindowLine]:
     """The report's lines of a task for `windows`."""
-    log = {row["landed_window"]: row for row in lake.window_log().to_pylist() if row["feed"] == feed}
-    quality = _quality(lake, task)
+    if not windows:
+        return []
+    since = min(windows).start
+    days = {window.start.date() for window in windows}
+    log = {row["landed_window"]: row for row in lake.window_log(days).to_pylist() if row["feed"] == feed}
+    quality = _quality(lake, task, since)
     arrived = quality[quality.scored_on == "window"].sort_values("challenger")
-    decisions = {row["version"]: row for row in _decisions(lake, task)}
+    decisions = {row["version"]: row for row in _decisions(lake, task, since)}
     lines = []
     for window in windows:
         row = log.get(window.start, {})
@@ -176,9 +183,9 @@ def draw_quality(lines: Sequence[WindowLine], metric: str, title: str, path: Pat
     unfinished.replace(path)
 
 
-def _quality(lake: Lake, task: str) -> pd.DataFrame:
-    """The task's rows of `quality` for its first metric, in order of window."""
-    rows = lake.arrow("quality", filter=ds.field("task") == task)
+def _quality(lake: Lake, task: str, since: datetime) -> pd.DataFrame:
+    """The task's rows of `quality` for its first metric, of windows from `since` on, in order of window."""
+    rows = lake.arrow("quality", filter=(ds.field("task") == task) & (ds.field("window") >= pa.scalar(since, TIME)))
     frame = rows.to_pandas()
     if len(frame):
         frame = frame[frame.metric == metric_of(lake, task)]
@@ -187,12 +194,14 @@ def _quality(lake: Lake, task: str) -> pd.DataFrame:
 
 def metric_of(lake: Lake, task: str) -> str:
     """The metric that decides for the task: the first that each version's scores name."""
-    rows = lake.arrow("quality", columns=["metric"], filter=ds.field("task") == task)
+    rows = lake.dataset("quality").head(1, columns=["metric"], filter=ds.field("task") == task)
     return str(rows["metric"][0].as_py()) if len(rows) else ""
 
 
-def _decisions(lake: Lake, task: str) -> list[dict]:
-    rows = lake.arrow("decisions", filter=ds.field("task") == task)
+def _decisions(lake: Lake, task: str, since: datetime) -> list[dict]:
+    """The task's decisions on versions that have seen a window from `since` on, in order of time."""
+    seen = ds.field("window").is_null() | (ds.field("window") >= pa.scalar(since, TIME))
+    rows = lake.arrow("decisions", filter=(ds.field("task") == task) & seen)
     return rows.sort_by([("decided_at", "ascending")]).to_pylist()
 
 
@@ -204,5 +213,23 @@ def _by_role(frame: pd.DataFrame) -> dict[str, Measured]:
 
 def newest_window(lake: Lake, feed: str) -> datetime | None:
     """Start of the newest window of a feed that brought a row."""
-    rows = [row["landed_window"] for row in lake.window_log().to_pylist() if row["feed"] == feed and row["rows_in"]]
-    return max(rows, default=None)
+    return max((row["landed_window"] for row in recent_log(lake, feed, with_rows=True)), default=None)
+
+
+def recent_log(lake: Lake, feed: str, *, with_rows: bool = False) -> list[dict[str, Any]]:
+    """A feed's rows of the window log of its last days, at least a week of them; of a feed that is silent, all.
+
+    Args:
+        lake: where the log is.
+        feed: whose.
+        with_rows: only windows that brought a row.
+    """
+    newest = lake.newest_day("windows")
+    if newest is None:
+        return []
+    for since in (newest - timedelta(days=_RECENT_DAYS), None):
+        rows = [row for row in lake.window_log(since=since).to_pylist() if row["feed"] == feed]
+        rows = [row for row in rows if row["rows_in"] or not with_rows]
+        if rows and (since is None or rows[-1]["landed_date"] == newest):
+            return rows
+    return rows

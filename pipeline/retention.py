@@ -8,8 +8,9 @@ Every version that keeps its files can serve, and an update can start from it: t
 which the gate compares, is kept with it. The scheme by age is that of backups (hourly, daily, weekly).
 
 First the versions are marked while no champion can move, and what is marked can neither serve nor be trained on; then
-their files are removed; whoever comes next completes what a killed process left. The lake is tidied as well: logs that
-grow by a row at a time are put together, and files that no version within reach needs any more are deleted.
+their files are removed; whoever comes next completes what a killed process left. The lake is tidied as well: the small
+files that hours and decisions add are put together, so that an hour's job costs what changed and not what there is, and
+files that no version within reach needs any more are deleted. Old pages go as well (`old_pages.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.checkpoint import Ledger
-from pipeline.lake import open_lake
+from pipeline.lake import Lake, open_lake, schemas_of_tables
+from pipeline.old_pages import Open, remove_old_pages
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import RegistryError
 from pipeline.settings import Settings, SettingsError, read_settings
@@ -34,9 +36,8 @@ DAILY_DAYS = 30  # a month, the longest span of validation rows (28 days) within
 WEEKLY_WEEKS = 53  # a year and a week: the same season a year ago can be served or compared
 # Rollback reaches so many champions back, whatever their age: a shop that is promoted hourly has noticed within them.
 CHAMPIONS = 10
-# The tables that ledgers name keep what any version within reach may ask for (the lake's own 400 days); of the others
-# only the newest version is ever read, and a reader that holds an older one open is done within hours.
-LOG_DAYS = 7
+# A day whose rows may still be corrected by late ones (`lateness_hours`, 48) is rewritten all day long: not yet.
+SETTLED_DAYS = 3
 
 _YEAR_HOURS = 365 * 24
 
@@ -128,18 +129,49 @@ def retain(settings: Settings, now: datetime, *, dry_run: bool = False) -> dict[
 
     Returns:
         By task `kept` and `removed` (version -> reason), `bytes_kept`, `bytes_removed`, `bytes_of_a_version`,
-        `versions_after_a_year`, `bytes_after_a_year`; and for the lake `files_deleted` by table.
+        `versions_after_a_year`, `bytes_after_a_year`; for the lake `files_deleted` by table; and `pages_removed`.
     """
     lake, registry = open_lake(settings), open_registry(settings)
-    tasks, oldest = {}, now
+    tasks, champions, oldest = {}, [], now
     for task in settings.tasks:
         candidates = _candidates(registry, task)
         stay = _kept_of(registry, task, candidates, now)
         tasks[task] = _apply(registry, task, candidates, stay, now, dry_run=dry_run)
+        champion = registry.champion(task)
+        champions.append(None if champion is None else _ledger_in(registry.tags(task, champion)))
         oldest = min([oldest, *(one.registered_at for one in candidates if one.number in stay)])
     # an update may start from the oldest of them and reads all that changed since it was trained, a day before at most
     needed = now - oldest + timedelta(days=1)
-    return {"tasks": tasks, "files_deleted": lake.tidy(needed, timedelta(days=LOG_DAYS), dry_run=dry_run)}
+    still_open = Open.of({task: found["kept"] for task, found in tasks.items()}, champions)
+    return {
+        "tasks": tasks, "files_deleted": tidy(lake, now, needed, dry_run=dry_run),
+        "pages_removed": remove_old_pages(
+            settings.reports, lake, still_open, now, settings.pages_days, dry_run=dry_run
+        ),
+    }
+
+
+def tidy(lake: Lake, now: datetime, needed: timedelta, *, dry_run: bool = False) -> dict[str, int]:
+    """Puts the lake's small files together and deletes those that only old versions of the tables need.
+
+    Args:
+        lake: whose tables.
+        now: tables by day keep the files of the last `SETTLED_DAYS` as they are.
+        needed: age of the oldest version of a feed's table that anyone may ask for.
+        dry_run: only counts.
+
+    Returns:
+        table -> how many files were deleted; rows and change data of the versions that stay are as before.
+    """
+    deleted = {}
+    for table, schema in sorted(schemas_of_tables().items()):
+        if lake.version(table) < 0:
+            continue
+        if not dry_run:
+            by_day = "landed_date" in schema.names
+            lake.compact(table, now.date() - timedelta(days=SETTLED_DAYS) if by_day else None)
+        deleted[table] = lake.vacuum(table, needed, dry_run=dry_run)
+    return deleted
 
 
 def _apply(
@@ -181,10 +213,14 @@ def _candidates(registry: Registry, task: str) -> list[Candidate]:
         Candidate(
             entry.number, entry.registered_at, entry.number in served,
             entry.number not in decided and entry.tags.get("evergreen.compared_with", "") == str(champion or ""),
-            Ledger.from_json(json.loads(entry.tags["evergreen.ledger"])).base or entry.number,
+            _ledger_in(entry.tags).base or entry.number,
         )
         for entry in registry.entries(task) if not entry.retired and "evergreen.ledger" in entry.tags
     ]
+
+
+def _ledger_in(tags: Mapping[str, str]) -> Ledger:
+    return Ledger.from_json(json.loads(tags["evergreen.ledger"]))
 
 
 def _kept_of(registry: Registry, task: str, candidates: Sequence[Candidate], now: datetime) -> dict[int, str]:
@@ -202,7 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{ALL_HOURS} hours stay; of those that served the newest of each day for {DAILY_DAYS} days and of each week "
         f"for {WEEKLY_WEEKS} weeks, the last {CHAMPIONS} champions, what an alias names, what may still be promoted, "
         "and of each of these the first model of its lineage. Tags, lineage and the log of decisions stay for ever. "
-        "The installation is the one of the environment's EVERGREEN_* variables.",
+        "Pages go after EVERGREEN_PAGES_DAYS, but for what is open. The installation is the one of the environment's "
+        "EVERGREEN_* variables.",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would go and what a year costs")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -239,6 +276,9 @@ def _print(done: Mapping[str, Any], console: Any, *, dry_run: bool) -> None:
     deleted = {table: number for table, number in done["files_deleted"].items() if number}
     files = ", ".join(f"{number} of {table}" for table, number in deleted.items()) or "none"
     console.print(f"Files of the lake that no version needs any more: {files}.", highlight=False, soft_wrap=True)
+    pages = done["pages_removed"]
+    say = f"Old pages: {pages['quality']} of quality, {pages['lineage']} of lineage, {_megabytes(pages['bytes'])}."
+    console.print(say, highlight=False, soft_wrap=True)
 
 
 def _megabytes(count: int) -> str:

@@ -54,6 +54,8 @@ class Settings:
         schedule_end: no hourly ingest is scheduled for windows from here on (`EVERGREEN_SCHEDULE_END`, ISO 8601):
             a replayed log has an end, and its hours come by hand and by backfill. None: the shop is live.
         pages_url: address under which browsers find `reports` (`EVERGREEN_PAGES_URL`); None: by path alone.
+        pages_days: quality and lineage pages go so many days after they were written, but for what is open
+            (`EVERGREEN_PAGES_DAYS`, at least 1; pipeline/old_pages.py). 90: people look back over a quarter.
         alert_url: takes each alert as JSON by POST (`EVERGREEN_ALERT_URL`): a chat's or a pager's webhook.
     """
 
@@ -75,6 +77,7 @@ class Settings:
     encoder: str = "minilm"
     schedule_end: datetime | None = None
     pages_url: str | None = None
+    pages_days: int = 90
     alert_url: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +95,8 @@ class Settings:
             )
         if self.workers < 1:
             raise SettingsError(f"EVERGREEN_WORKERS must be at least 1; received {self.workers}.")
+        if self.pages_days < 1:
+            raise SettingsError(f"EVERGREEN_PAGES_DAYS must be at least 1; received {self.pages_days}.")
         for name, folder in (("HOME", self.home), ("REPORTS", self.reports)):
             if ":/" in str(folder):  # a path has made one slash of an address's two
                 raise SettingsError(
@@ -134,6 +139,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         encoder=env.get("EVERGREEN_ENCODER", "minilm"),
         schedule_end=_hour("EVERGREEN_SCHEDULE_END", env.get("EVERGREEN_SCHEDULE_END")),
         pages_url=env.get("EVERGREEN_PAGES_URL") or None,
+        pages_days=_whole("EVERGREEN_PAGES_DAYS", env.get("EVERGREEN_PAGES_DAYS", "90")),
         alert_url=env.get("EVERGREEN_ALERT_URL") or None,
     )
 

@@ -503,7 +503,7 @@ def _ledger(registry: Registry, task_name: str, version: int) -> Ledger:
 
 
 def _versions(task: Task, lake: Lake) -> dict[str, int]:
-    return {table: lake.version(table) for table in (task.table, *task.context_tables)}
+    return {table: lake.rows_version(table) for table in (task.table, *task.context_tables)}
 
 
 def _outcome(

@@ -45,7 +45,7 @@ from pipeline.profiles import (
     summed,
 )
 from pipeline.registry import Registry, open_registry
-from pipeline.report import WindowLine, metric_of, newest_window, window_lines
+from pipeline.report import WindowLine, metric_of, newest_window, recent_log, window_lines
 from pipeline.schema import FEEDS, TIME
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
@@ -58,6 +58,9 @@ WINDOWS_JUDGED = 24
 
 # Four weeks of hours: what a fall of quality is told from, and as long as the picture shows.
 _HOURS_FOLLOWED = 24 * 28
+
+# Half a year: each age of the curve up to eight weeks is met often enough, and a shop of two years ago is another one.
+_AGES_FOLLOWED = timedelta(weeks=26)
 
 # The oldest hour that an operator would still backfill by hand on being told.
 _DAYS_WITHOUT_GAP = 7
@@ -198,11 +201,11 @@ def _opened(settings: Settings) -> dict[str, datetime]:
 
 def _tell(settings: Settings, found: Iterable[Condition], possible: Iterable[str], at: datetime) -> None:
     """Raises what has begun and settles what is over."""
-    texts = {one.name: str(one) for one in found}
+    texts, opened = {one.name: str(one) for one in found}, _opened(settings)
     for name in possible:
         if name in texts:
             raise_alert(settings, name, texts[name], at)
-        else:
+        elif name in opened:
             settle_alert(settings, name, at)
 
 
@@ -230,13 +233,13 @@ def task_health(lake: Lake, registry: Registry, task: str, fault: str = "") -> T
     knows = datetime.fromisoformat(tags["evergreen.window"]) if "evergreen.window" in tags else None
     landed = newest_window(lake, table)
     decisions = registry.decisions(task).to_pylist()[::-1]
-    scored = _scored(lake, task)
+    scored = [] if landed is None else _scored(lake, task, landed - _AGES_FOLLOWED)
     gains = _gains(scored, decisions)
     answers = read_profiles(lake, f"answers-{task}", landed - timedelta(days=KEPT_DAYS)) if landed else {}
     return TaskHealth(
         task, champion, registry.previous(task), knows, landed,
         newest_known=_newest_row(lake, table, knows), newest_landed=_newest_row(lake, table, landed),
-        lines=scored_lines(lake, task, table), scored=_of_last_weeks(scored), gains=gains, fall=fall_of(gains),
+        lines=_scored_lines(lake, task, table, scored), scored=_of_last_weeks(scored), gains=gains, fall=fall_of(gains),
         aging=aging_curve(scored, _data_ends(decisions)), answers=tuple(_shifts_of(answers)),
         unknown_share=_unknown_share(answers), decisions=tuple(decisions[:10]),
         refused_in_a_row=_refused_in_a_row(decisions),
@@ -246,12 +249,9 @@ def task_health(lake: Lake, registry: Registry, task: str, fault: str = "") -> T
     )
 
 
-def scored_lines(lake: Lake, task: str, table: str) -> tuple[WindowLine, ...]:
+def _scored_lines(lake: Lake, task: str, table: str, scored: Iterable[Scored]) -> tuple[WindowLine, ...]:
     """The last windows that were scored on arrival."""
-    rows = lake.arrow(
-        "quality", columns=["window"], filter=(ds.field("task") == task) & (ds.field("scored_on") == "window")
-    )
-    windows = sorted({Window(time) for time in rows["window"].to_pylist()})[-WINDOWS_JUDGED:]
+    windows = [Window(time) for time in sorted({one.window for one in scored})[-WINDOWS_JUDGED:]]
     return tuple(window_lines(lake, task, table, windows))
 
 
@@ -263,7 +263,7 @@ def profile_answers(lake: Lake, registry: Registry, name: str, settings: Setting
         return False
     if newest in read_profiles(lake, f"answers-{name}", newest):
         return False
-    tables = Snapshot(lake, {table: lake.version(table) for table in (task.table, *task.context_tables)})
+    tables = Snapshot(lake, {table: lake.rows_version(table) for table in (task.table, *task.context_tables)})
     rows = tables.arrow(task.table, FEEDS[task.table].table_schema.names, _landed(newest))
     with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
         counts = task.answered(registry.load_artifacts(name, champion, Path(scratch)), tables, rows)
@@ -285,11 +285,11 @@ def _newest_row(lake: Lake, table: str, window: datetime | None) -> datetime | N
     return newest
 
 
-def _scored(lake: Lake, task: str) -> list[Scored]:
-    """Every model's first score of each window by the task's first metric, in order of window."""
-    metric = metric_of(lake, task)
-    rows = lake.arrow("quality", filter=(
-        (ds.field("task") == task) & (ds.field("scored_on") == "window") & (ds.field("metric") == metric)
+def _scored(lake: Lake, task: str, since: datetime) -> list[Scored]:
+    """Every model's first score of each window from `since` on by the task's first metric, in order of window."""
+    rows = lake.arrow("quality", columns=["window", "challenger", "role", "model_version", "mean", "examples"], filter=(
+        (ds.field("task") == task) & (ds.field("scored_on") == "window") & (ds.field("metric") == metric_of(lake, task))
+        & (ds.field("window") >= pa.scalar(since, TIME))
     )).sort_by([("window", "ascending"), ("challenger", "ascending")])
     first: dict[tuple[datetime, str], Scored] = {}
     for row in rows.to_pylist():
@@ -342,7 +342,7 @@ def _unknown_share(answers: Mapping[datetime, Profile]) -> float | None:
 
 def feed_health(lake: Lake, feed: str, settings: Settings, at: datetime) -> FeedHealth:
     """The state of one feed, from the lake alone."""
-    log = {row["landed_window"]: row for row in lake.window_log().to_pylist() if row["feed"] == feed}
+    log = {row["landed_window"]: row for row in recent_log(lake, feed)}
     if not log:
         return FeedHealth(feed, None)
     newest = max(log)
@@ -394,11 +394,13 @@ def _strangers(profiles: Iterable[Profile]) -> dict[str, tuple[float, ...]]:
 
 def quarantine_counts(lake: Lake) -> dict[tuple[str, str], int]:
     """Rows in the quarantine by feed and reason, of the week before the newest landed window."""
-    newest = max((row["landed_window"] for row in lake.window_log().to_pylist()), default=None)
-    if newest is None:
+    day = lake.newest_day("windows")
+    if day is None:
         return {}
+    newest = pc.max(lake.window_log([day])["landed_window"]).as_py()
     since = ds.field("landed_window") > pa.scalar(newest - timedelta(days=7), TIME)
-    rows = lake.arrow("quarantine", columns=["feed", "reason"], filter=since)
+    days = ds.field("landed_date") >= pa.scalar((newest - timedelta(days=7)).date())
+    rows = lake.arrow("quarantine", columns=["feed", "reason"], filter=days & since)
     counted = rows.group_by(["feed", "reason"]).aggregate([([], "count_all")]).to_pylist()
     found = {(row["feed"], row["reason"]): int(row["count_all"]) for row in counted}
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))

@@ -26,6 +26,7 @@ from pipeline.settings import REPOSITORY, Settings
 from pipeline.sources import open_source
 from pipeline.sources.simulator import ShopSimulator
 from pipeline.window import Window, windows_between
+from tests.killed import KILLS
 from tests.landed import KEY, WINDOW, column, counted, event, json_lines, put, settings_of
 
 HOURS = 6
@@ -327,7 +328,7 @@ def command(home: Path, landing: Path, arguments: list[str]) -> subprocess.Popen
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_twenty_times_the_tables_end_as_without_kills(
+def test_killed_again_and_again_the_tables_end_as_without_kills(
     shop: ShopSimulator, shop_landing: Path, tmp_path: Path
 ) -> None:
     windows = list(windows_between(shop.first, shop.last))[:12]
@@ -338,7 +339,7 @@ def test_killed_twenty_times_the_tables_end_as_without_kills(
     whole_s = _measured(tmp_path / "whole", shop_landing, windows)
     moments = random.Random(20)
     died = 0
-    for number in range(20):
+    for number in range(KILLS):
         # a few windows are done so often that the kills fall on empty lakes, on half-done and on unchanged windows
         some = windows[number % 6 * 2 :][:2]
         process = command(killed.home, shop_landing, _range(some))
@@ -349,7 +350,7 @@ def test_killed_twenty_times_the_tables_end_as_without_kills(
         for feed in FEEDS:
             if lake.version(feed) >= 0:
                 _whole_windows_only(lake.arrow(feed), contents_of(calm, feed), feed)
-    assert died >= 10, f"only {died} of 20 kills came before the end"
+    assert died >= KILLS // 2, f"only {died} of {KILLS} kills came before the end"
     for window in windows:
         ingest([window], killed, quiet)
     assert contents(open_lake(killed)) == contents(open_lake(calm))

@@ -20,11 +20,10 @@ from pipeline import updating
 from pipeline.registry import open_registry
 from pipeline.settings import Settings
 from tests.ends import copy_of, end_of
-from tests.killed import Worker, command
+from tests.killed import KILLS, Worker, command
 from tests.small_shop import publish_hours, settings_of, small_shop
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-KILLS = 8
 KILLS_A_TRIAL = 3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # six minutes here; a busy machine takes twice that

@@ -261,3 +261,11 @@ def test_hours_outside_the_shop_and_impossible_sizes_are_refused(shop: ShopSimul
         shop.land([Window(shop.last)], tmp_path)
     with pytest.raises(ValueError, match="`items` must be at least 50; received 3"):
         ShopSimulator(items=3)
+
+
+def test_a_small_shop_lands_hours_without_any_event(tmp_path: Path) -> None:
+    quiet = ShopSimulator(seed=2, users=20, items=50, history_days=1, hours=2, history_events=24, events_per_hour=0)
+    landed = [len(quiet._events(quiet._hour_of(window))) for window in quiet.windows]
+    assert landed[-2:] == [0, 0] and sum(landed) > 0
+    quiet.land(quiet.windows[-2:], tmp_path)
+    assert not any("events" in path for path in files_of(tmp_path))

@@ -26,7 +26,9 @@ def page(path: str, _: Annotated[Any, Depends(get_user)]) -> FileResponse:
     folder = read_settings().reports.resolve()
     file = (folder / path).resolve()
     if not file.is_relative_to(folder) or file.suffix not in _SHOWN or not file.is_file():
-        raise HTTPException(404, f"There is no page {path!r} yet.")
+        days = read_settings().pages_days
+        raise HTTPException(404, f"There is no page {path!r} yet, or it was removed by retention after {days} days. "
+                                 "Backfill the hour, or ask python -m pipeline.lineage: either writes it anew.")
     # pages carry their own styles and no script: nothing that landed in the shop's files can run
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:"
     return FileResponse(file, media_type=_SHOWN[file.suffix], headers={"Content-Security-Policy": policy})

@@ -383,4 +383,5 @@ def _text(values: np.ndarray, present: np.ndarray) -> pa.Array:
 
 
 def _numbered(letter: str, numbers: np.ndarray) -> np.ndarray:
-    return np.char.add(letter, np.char.zfill(numbers.astype(str), 6))
+    # numpy's zfill wants at least one; a small shop has hours without any event
+    return np.char.add(letter, np.char.zfill(numbers.astype(str), 6)) if len(numbers) else np.array([], "U1")

@@ -32,7 +32,7 @@ from tests.price_shop import NOW, TASK, update_once
 
 _PATIENCE_SECONDS = 900.0
 _LOCKED_SECONDS = 15.0  # three times SQLite's own patience of five
-_UNREACHABLE_SECONDS = 30.0
+_UNREACHABLE_SECONDS = 600.0  # a restart of its machine with an update of the system
 _MORE_MEMORY_MB = (24, 320)  # of address space on top of what a process has after its imports
 _HANGS_SECONDS = 30.0  # a thread that could not be started is waited for: Airflow ends the task when its time is up
 _YEARS = timedelta(days=3653)

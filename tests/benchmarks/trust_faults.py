@@ -7,7 +7,8 @@ table goes to results/FAULTS.md.
 
 Processes are forked from one that has imported everything, so that kills fall on the work. `KILLS` in the environment
 is how many there are (200); three of four strike ingest, one strikes update and promotion. `FAULTS` names those that
-are tried (all); what became of the others stays in results/faults.json and in the table.
+are tried (all; `-`: none, only the table is written anew); what became of the others stays in results/faults.json and
+in the table.
 """
 
 from __future__ import annotations
@@ -225,12 +226,13 @@ def measure() -> Measured:
         "kills_of_update": lambda stage: [killed_while_learning(stage, kills // 4, draw)],
         **{fault.__name__: fault for fault in faults.FAULTS},
     }
-    with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
-        stage = Stage.built(Path(folder))
-        for name in chosen or tried:
-            found = tried[name](stage)
-            print(*found, sep="\n", flush=True)
-            _keep(name, [*found, _whole_registry(stage)] if name == "kills_of_update" else found)
+    if chosen != ["-"]:
+        with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
+            stage = Stage.built(Path(folder))
+            for name in chosen or tried:
+                found = tried[name](stage)
+                print(*found, sep="\n", flush=True)
+                _keep(name, [*found, _whole_registry(stage)] if name == "kills_of_update" else found)
     held = json.loads(OUTCOMES.read_text())
     outcomes = [Outcome(**one) for name in tried for one in held.get(name, [])]
     PAGE.write_text(page(outcomes))
