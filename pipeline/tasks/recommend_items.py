@@ -70,8 +70,11 @@ class ItemTables:
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """[n, dimension] float32: the trained rows of items, their own (once admitted) and their category's."""
-        own = self._rows[index] * self._admitted(index)[:, None]
-        return own + self._category_rows[self._category[index]]
+        return self.rows_under(self._rows, self._category_rows, index)
+
+    def rows_under(self, rows: np.ndarray, category_rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """[n, dimension] float32: the same of other rows, [items, dimension] and [categories, dimension]."""
+        return rows[index] * self._admitted(index)[:, None] + category_rows[self._category[index]]
 
     def text(self, index: np.ndarray) -> np.ndarray:
         """[n, text_dimension] float32."""

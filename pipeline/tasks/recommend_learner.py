@@ -21,6 +21,7 @@ import tensorflow as tf
 
 import models
 from models import recommender_service
+from models.compact_ensemble import CompactEnsemble
 from models.compact_recommender import CompactRecommender
 from models.recommender import Recommender, RecommenderSizes, as_json
 from models.trainer import StepMethods, Trainer, variables_of
@@ -29,6 +30,7 @@ from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, filled, groups_by_length, vectors_of
+from pipeline.tasks.recommend_ensemble import Elders, compact_weights
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_neighbours import Neighbours
 from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
@@ -73,6 +75,7 @@ class RecommenderLearner:
         self._network = Recommender(self._sizes, seed)
         self._trainer = Trainer(self._network)
         self._methods = Methods()
+        self._elders = Elders()
         self._start: ItemTables | None = None  # as they were when a job began, for what holds to it
         self._share: Share | None = None  # of the examples, where several workers train
 
@@ -94,6 +97,7 @@ class RecommenderLearner:
         tables.grow()
         self._trends.grow(len(tables))
         self._neighbours.grow(len(tables))
+        self._elders.grow(len(tables), len(tables.categories))
         if len(rows):
             if known == 1:
                 vectors = vectors_of(context["text_vector"], len(self._projection))
@@ -147,6 +151,7 @@ class RecommenderLearner:
         moved[kept] = np.arange(len(kept))
         self._trends.keep(kept, moved)
         self._neighbours.keep(kept, moved)
+        self._elders.keep(kept)
         self._tables.keep(kept)
 
     def _count(self, encoded: Encoded) -> int:
@@ -191,6 +196,10 @@ class RecommenderLearner:
         )
         if self._share is not None:
             refuse_alone(methods)
+        if methods.ensemble < 2:
+            self._elders.forget()
+        elif self._trainer.optimizer.iterations.numpy():  # what was never trained has nothing to say
+            self._elders.remember(self._weights(), most=methods.ensemble - 1)
         self._methods = methods
         self._trainer.use(step)
         self._tables.decay_by(methods.weight_decay)
@@ -258,6 +267,10 @@ class RecommenderLearner:
     def weights(self) -> Collection[str]:
         """The dense weights, and the rows of items and categories."""
         return {one.path for one in self._network.trainable_variables} | {"items/rows", "categories/rows"}
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        arrays = self._tables.arrays() | {one.path: one.numpy() for one in self._network.trainable_variables}
+        return {name: np.array(arrays[name]) for name in self.weights()}
 
     def _encoded(self, examples: Examples) -> Encoded:
         return Encoded.of(examples.table, self._tables.items, self._projection)
@@ -336,7 +349,8 @@ class RecommenderLearner:
         }
         weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
         counters = self._trends.arrays("trends") | self._neighbours.arrays("neighbours")
-        return State(weights | self._tables.arrays() | counters | {"projection": self._projection.copy()}, meta)
+        held = self._tables.arrays() | counters | self._elders.arrays()
+        return State(weights | held | {"projection": self._projection.copy()}, meta)
 
     @classmethod
     def restore(cls, state: State, encoder: Callable[[], Any]) -> RecommenderLearner:
@@ -354,34 +368,23 @@ class RecommenderLearner:
         learner.use(Methods(optimizer=state.meta["optimizer"]), Examples(pa.table({})))
         for path, variable in variables_of(learner._trainer).items():
             variable.assign(state.arrays[path])
+        learner._elders = Elders.from_arrays(state.arrays)
         return learner
 
     # --- for consumers ---
 
     def compact(self) -> CompactRecommender:
-        """The recommender in plain arrays, as consumers use it."""
-        network, neighbours = self._network, self._neighbours
-        user, copy, near = network.user_tower, network.copy_head, network.neighbour_head
-        weights = {
-            "weigh_item": user.weigh_item, "weigh_features": user.weigh_features,
-            "user_hidden_kernel": user.hidden_kernel, "user_hidden_bias": user.hidden_bias,
-            "user_direct_kernel": user.direct_kernel, "user_output_kernel": user.output_kernel,
-            "copy_linear": copy.linear, "copy_popularity": copy.popularity, "copy_again": copy.again,
-            "copy_hidden_kernel": copy.hidden_kernel, "copy_hidden_bias": copy.hidden_bias,
-            "copy_output_kernel": copy.output_kernel, "trend_mix": network.trend_head.mix,
-            "neighbour_features": near.weigh_features, "neighbour_gain": near.gain,
-            "neighbour_log_scale": near.log_scale,
-            "query_kernel": network.query_kernel, "search_gates": network.search_gates,
-        }
-        tower, everything = network.item_tower, np.arange(len(self._tables))
-        vectors = tower(self._tables.rows(everything), self._tables.text(everything), self._tables.price(everything))
-        return CompactRecommender(self._tables.items.ids, {
-            **{name: variable.numpy() for name, variable in weights.items()},
-            "items": vectors.numpy(), "trend": self._trends.logs(len(self._trends.moments)),
-            "text_adapter": tower.text_adapter.numpy(), "text_projection": self._projection,
+        """The recommender in plain arrays, as consumers use it, with the versions that answer with it."""
+        everything, neighbours = np.arange(len(self._tables)), self._neighbours
+        newest = compact_weights(self._network, self._tables, self._tables.rows(everything)) | {
+            "trend": self._trends.logs(len(self._trends.moments)), "text_projection": self._projection,
             "neighbour_index": neighbours.index, "neighbour_value": neighbours.value,
             "neighbour_seen": neighbours.seen,
-        })
+        }
+        if not len(self._elders):
+            return CompactRecommender(self._tables.items.ids, newest)
+        elders = self._elders.compact_weights(Recommender(self._sizes, self._seed), self._tables)
+        return CompactEnsemble(self._tables.items.ids, newest, elders)
 
     def package(self, folder: Path) -> Package:
         """Writes the compact arrays and the text encoder below `folder`."""
