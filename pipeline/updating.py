@@ -254,7 +254,7 @@ class _Job:
 
         tables = Snapshot(self.lake, versions)
         before = None if champion is None else _ledger(self.registry, self.name, champion)
-        lesson = lesson_of_everything(self.task, tables, days, before)
+        lesson = lesson_of_everything(self.task, tables, days, before, self.settings.seed)
         self.report(
             f"retrain ({reason}): {len(lesson.new)} examples to learn, {len(lesson.tune)} tune, "
             f"{len(lesson.gate)} judge; the last {lesson.ledger.span_hours} h stay out for that"

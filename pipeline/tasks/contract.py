@@ -267,6 +267,19 @@ class Reader(Protocol):
         """
 
 
+@runtime_checkable
+class MakesExamples(Protocol):
+    """A task that makes up examples of its own beside those that happened. Not every task does.
+
+    They are trained on and nothing else: they teach no row, no judge sees them.
+    """
+
+    def made(
+        self, tables: Snapshot, learnt: Examples, methods: Methods, generator: np.random.Generator
+    ) -> Examples:
+        """What is made of the examples that are learnt, by the methods; none where these ask for none."""
+
+
 class Task(Protocol):
     """One thing to learn.
 

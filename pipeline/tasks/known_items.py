@@ -6,7 +6,7 @@ that changed, and an item that was deleted leaves every model alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ibis
 import numpy as np
@@ -21,22 +21,30 @@ from pipeline.texts import TextVectors, content_hash
 
 _DESCRIPTION_CHARACTERS = 300  # the encoder reads at most 128 tokens; titles come first
 _MOST_IDS_IN_FILTER = 50_000  # beyond, reading the whole catalogue is faster than the membership test
+Reword = Callable[[str], str]  # a text in another wording
 _SEEN_IN = {"items": "change_time", "events": "event_time"}
 _SEEN_SCHEMA = pa.schema([pa.field("item_id", pa.string()), pa.field("last_seen", TIME)])
 _CATALOGUE_COLUMNS = ("item_id", "change_id", "change_time", "title", "description", "category", "brand", "price")
 
 
-def described(tables: Snapshot, since: Mapping[str, int] | None, texts: TextVectors) -> pa.Table:
+def described(
+    tables: Snapshot, since: Mapping[str, int] | None, texts: TextVectors, reword: Reword | None = None
+) -> pa.Table:
     """All items, or those that changed after `since`, as `catalogue` gives them with `content_hash`, `text_vector`.
 
-    `last_seen` is the time of an item's newest event or change (of those since then); null: it is known no more.
+    `last_seen` is the time of an item's newest event or change (of those since then); null: it is known no more. With
+    `reword` there is `wording_vector` as well, of the text in another wording.
     """
     items = catalogue(tables, seen(tables) if since is None else seen_since(tables, since))
     words = items["text"].to_pylist()
     vectors = texts.of(words)
-    return items.drop_columns(["text"]).append_column(
+    table = items.drop_columns(["text"]).append_column(
         "content_hash", pa.array([content_hash(text or "") for text in words])
     ).append_column("text_vector", vector_column(vectors))
+    if reword is None:
+        return table
+    others = texts.of([reword(text) if text else text for text in words])
+    return table.append_column("wording_vector", vector_column(others))
 
 
 def catalogue(tables: Snapshot, seen: pa.Table) -> pa.Table:

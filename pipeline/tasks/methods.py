@@ -53,6 +53,16 @@ class Methods:
     What the learner sees of histories, 0 to below 1 (CL4SRec: Xie et al., ICDE 2022):
         history_mask: chance of each item of a history to be left out.
         history_crop: share of each history that is cut away; a random part in one piece is kept.
+
+    What it sees of texts, items' and queries', 0 to below 1 (wordings.py). Each text has one other wording, embedded
+    once as the text itself is, and every second time that is what the learner sees:
+        text_crop: share of the words that is cut away; a random part in one piece is kept.
+        text_mask: chance of each word to be left out.
+        text_synonym: chance of each word to give way to one of the catalogue's words nearest to it.
+
+    Where nobody writes down what customers search for:
+        title_queries: from 0; so many made-up searches beside each example, a part of a chosen item's title for words
+            and that item for answer.
     """
 
     replay: Literal["random", "recent", "loss"] = "random"
@@ -73,15 +83,20 @@ class Methods:
     prefetch: bool = True
     history_mask: float = 0.0
     history_crop: float = 0.0
+    text_crop: float = 0.0
+    text_mask: float = 0.0
+    text_synonym: float = 0.0
+    title_queries: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses what is out of range."""
         _must(self.replay in ("random", "recent", "loss"), "replay must be random, recent or loss", self.replay)
         _must(self.replay_mean_life_days > 0, "replay_mean_life_days must be above 0", self.replay_mean_life_days)
-        for name in ("l2_pull", "ewc", "distillation", "perturb", "weight_decay", "adversarial_radius"):
+        strengths = ("l2_pull", "ewc", "distillation", "perturb", "weight_decay", "adversarial_radius", "title_queries")
+        for name in strengths:
             value = getattr(self, name)
             _must(0.0 <= value < np.inf, f"{name} must be a number from 0", value)
-        for name in ("history_mask", "history_crop", "dropout"):
+        for name in ("history_mask", "history_crop", "text_crop", "text_mask", "text_synonym", "dropout"):
             value = getattr(self, name)
             _must(value is None or 0.0 <= value < 1.0, f"{name} must be from 0 to below 1", value)
         _must(0.0 <= self.average_with_start <= 1.0, "average_with_start must be 0 to 1", self.average_with_start)
@@ -93,6 +108,11 @@ class Methods:
         _must(decays, "weight_decay needs the optimizer adamw or adafactor", self.weight_decay)
         _must(self.rate_trials == 0 or self.rate_trials > 1, "rate_trials must be 0 or at least 2", self.rate_trials)
         _must(self.rate_trial_steps > 0, "rate_trial_steps must be above 0", self.rate_trial_steps)
+
+    @property
+    def reword(self) -> bool:
+        """Whether texts are seen in another wording."""
+        return bool(self.text_crop or self.text_mask or self.text_synonym)
 
 
 def _must(holds: bool, rule: str, value: object) -> None:

@@ -6,7 +6,7 @@ to them: which rows teach, what the network must know of the catalogue, the gate
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,11 @@ from pipeline.lake import Lake
 from pipeline.profiles import Counts
 from pipeline.snapshot import Snapshot
 from pipeline.tasks import recommend_examples
-from pipeline.tasks.contract import Examples, GateRules, Schedule, Scores, State
-from pipeline.tasks.known_items import catalogue, described, seen, vector_column
+from pipeline.tasks.contract import Examples, GateRules, Methods, Schedule, Scores, State
+from pipeline.tasks.known_items import Reword, catalogue, described, seen, vector_column
 from pipeline.tasks.recommend_baseline import score_baseline
+from pipeline.tasks.recommend_searches import searches_of_titles
+from pipeline.tasks.wordings import near_words, reworded
 from pipeline.texts import TextVectors
 
 if TYPE_CHECKING:
@@ -78,7 +80,14 @@ class Recommend:
     def examples(self, tables: Snapshot, rows: pa.Table) -> Examples:
         """Users at moments (recommend_examples.EXAMPLES_SCHEMA) and `query_vector` [dimension] float32 or null."""
         table = recommend_examples.examples(tables, rows).table
-        return Examples(table.append_column("query_vector", self._query_vectors(table["query"])))
+        return Examples(self._with_query_vectors(tables, table))
+
+    def made(
+        self, tables: Snapshot, learnt: Examples, methods: Methods, generator: np.random.Generator
+    ) -> Examples:
+        """Searches made up from the titles of chosen items, `title_queries` for each example."""
+        chosen = searches_of_titles(tables, learnt.table, methods.title_queries, generator)
+        return Examples(self._with_query_vectors(tables, chosen).select(learnt.table.column_names))
 
     def context(self, tables: Snapshot, since: Mapping[str, int] | None) -> pa.Table:
         """Items: `item_id`, `title`, `category`, `brand`, `price`, `last_seen`, `content_hash`, `text_vector`, by id.
@@ -86,7 +95,7 @@ class Recommend:
         Texts and price are the newest that the catalogue has; an item that only events know has none. `last_seen` is
         the time of its newest event or change (of those since then); null: catalogue and events know it no more.
         """
-        return described(tables, since, self._texts)
+        return described(tables, since, self._texts, self._reword(tables))
 
     def learner(self, seed: int) -> RecommenderLearner:
         """The pretrained text encoder under an untrained recommender."""
@@ -125,7 +134,26 @@ class Recommend:
     def _texts(self) -> TextVectors:
         return TextVectors(self._lake, self._encoder)
 
-    def _query_vectors(self, queries: pa.ChunkedArray) -> pa.Array:
-        words = queries.to_pylist()
-        vectors = self._texts.of(words)
-        return vector_column(vectors, missing=np.array([not word for word in words], bool))
+    def _reword(self, tables: Snapshot) -> Reword | None:
+        """Another wording of a text, where one of the schedules asks for it: the updates' first."""
+        schedules = (self.update_schedule, self.base_schedule)
+        methods = next((one.methods for one in schedules if one.methods.reword), None)
+        if methods is None:
+            return None
+        near = tables.remembered("recommend.near_words", lambda: self._near(tables)) if methods.text_synonym else {}
+        return lambda text: reworded(text, methods, near)
+
+    def _near(self, tables: Snapshot) -> Mapping[str, Sequence[str]]:
+        return near_words(catalogue(tables, seen(tables))["text"].to_pylist(), self._texts.of)
+
+    def _with_query_vectors(self, tables: Snapshot, examples: pa.Table) -> pa.Table:
+        """The examples with `query_vector`, and where texts are reworded `query_wording_vector`."""
+        words, reword = examples["query"].to_pylist(), self._reword(tables)
+        found = examples.append_column("query_vector", self._query_vectors(words))
+        if reword is None:
+            return found
+        others = self._query_vectors([reword(text) if text else text for text in words])
+        return found.append_column("query_wording_vector", others)
+
+    def _query_vectors(self, words: Sequence[str | None]) -> pa.Array:
+        return vector_column(self._texts.of(words), missing=np.array([not word for word in words], bool))

@@ -105,6 +105,8 @@ class RecommenderLearner:
                 del vectors
             text, price = self._projected(context["text_vector"]), self._price_features(context["price"])
             tables.describe(rows, text, price, tables.categories.indices_of(context["category"].cast(pa.string())))
+            if "wording_vector" in context.column_names:
+                tables.describe_otherwise(rows, self._projected(context["wording_vector"]))
         if "last_seen" in context.column_names:
             tables.see_on(rows, context["last_seen"].cast(pa.date32(), safe=False).cast(pa.int32()).to_numpy())
         grown = len(tables)
@@ -227,6 +229,7 @@ class RecommenderLearner:
         batcher = Batcher(
             encoded, self._tables, self._trends, self._neighbours, generator, counted=True,
             mask=self._methods.history_mask, crop=self._methods.history_crop,
+            reword=self._methods.reword,
         )
         replayed = examples.replayed.astype(np.float32) if self._methods.distillation else None
         for place in generator.permutation(len(groups)):

@@ -115,7 +115,8 @@ class TextLearner:
         Raises:
             ValueError: methods that this learner does not have.
         """
-        lacking = [name for name in ("ewc", "adversarial_radius", "ensemble") if getattr(methods, name)]
+        others = ("ewc", "adversarial_radius", "ensemble", "text_crop", "text_mask", "text_synonym", "title_queries")
+        lacking = [name for name in others if getattr(methods, name)]
         if lacking:
             raise ValueError(f"A text classifier has no {', '.join(lacking)}; received {methods}. Leave them 0.")
         self._methods = methods
