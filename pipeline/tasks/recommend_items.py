@@ -70,6 +70,8 @@ class ItemTables:
     def describe(self, rows: np.ndarray, text: np.ndarray, price: np.ndarray, category: np.ndarray) -> None:
         """Writes facts of items: text [n, text_dimension], price [n, 3], category [n]."""
         self._text[rows], self._price[rows], self._category[rows] = text, price, category
+        if self._wording is not None:
+            self._wording[rows] = text
 
     def describe_otherwise(self, rows: np.ndarray, wording: np.ndarray) -> None:
         """Writes the texts of items in another wording, [n, text_dimension]; items never given one have their text."""

@@ -9,6 +9,7 @@ is read closer than that.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -32,11 +33,13 @@ class Method:
         change: the schedule of it, from the default one.
         why: whether it is on by default, and the reason.
         seed: added to the lineage's.
+        from_base: whether the first model is trained by it too; else all ways begin at the default one's.
     """
 
     change: Callable[[Schedule], Schedule]
     why: str
     seed: int = 0
+    from_base: bool = False
 
 
 def with_methods(**chosen: Any) -> Callable[[Schedule], Schedule]:
@@ -75,6 +78,12 @@ METHODS: Mapping[str, Method] = {
     "history mask 0.2": Method(with_methods(history_mask=0.2), "off"),
     "history crop 0.2": Method(with_methods(history_crop=0.2), "off"),
     "averaged with the start 0.5": Method(with_methods(average_with_start=0.5), "off"),
+    "the last 3 versions together": Method(with_methods(ensemble=3), "off"),
+    "the last 5 versions together": Method(with_methods(ensemble=5), "off"),
+    "texts cropped by 0.3": Method(with_methods(text_crop=0.3), "off", from_base=True),
+    "words of texts masked 0.2": Method(with_methods(text_mask=0.2), "off", from_base=True),
+    "words of texts replaced by near ones 0.3": Method(with_methods(text_synonym=0.3), "off", from_base=True),
+    "searches made of titles 0.25": Method(with_methods(title_queries=0.25), "off", from_base=True),
     "shrink 0.9, perturb 0.01": Method(with_methods(shrink=0.9, perturb=0.01), "off"),
 }
 
@@ -106,8 +115,7 @@ class Comparison:
         """Each example's metrics, mean over seeds, with its `unit`; and CPU-seconds of an update."""
         runs, costs = [], []
         for start in self.starts:
-            lineage = start.copy(method.change(self.shop.task.update_schedule))
-            lineage.seed, lineage.lessons = start.seed + method.seed, self.lessons
+            lineage = self._lineage(start, method)
             frames = []
             for step in self.steps:
                 frames.append(judged(step, lineage.learner.answers(step.examples)))
@@ -118,6 +126,19 @@ class Comparison:
         frame = pd.DataFrame({"unit": runs[0]["unit"].to_numpy(), "recall": means[:, 0], "ndcg": means[:, 1]})
         frame.attrs["by_seed"] = [float(run["recall"].mean()) for run in runs]
         return frame, float(np.mean(costs))
+
+
+    def _lineage(self, start: Lineage, method: Method) -> Lineage:
+        schedule = method.change(self.shop.task.update_schedule)
+        if not method.from_base:
+            lineage = start.copy(schedule)
+            lineage.seed, lineage.lessons = start.seed + method.seed, self.lessons
+            return lineage
+        task = copy(self.shop.task)
+        task.base_schedule, task.update_schedule = method.change(task.base_schedule), schedule
+        shop = ShopLog(self.shop.protocol, self.shop.settings, self.shop.versions)
+        shop.__dict__["task"] = task
+        return Lineage(shop, schedule, start.seed + method.seed).begin(shop.before(self.steps[0].number))
 
 
 def row(frame: pd.DataFrame, cpu_s: float, default: pd.DataFrame) -> dict[str, Any]:
