@@ -32,6 +32,7 @@ from pipeline.evaluation import interval
 from pipeline.settings import REPOSITORY
 from pipeline.sources.shop import ShopSize
 from tests.benchmarks.learning_methods import compare
+from tests.benchmarks.learning_searches import SEARCHED_SHOP, fragments_held_out, searches_withheld
 from tests.benchmarks.lineage import Lineage, ServedLineage, Step, WithoutText, judged, measured_compilation
 from tests.benchmarks.rivals_on_log import rival_answers
 from tests.benchmarks.shop_log import Protocol, ShopLog
@@ -273,6 +274,17 @@ def methods(seeds: Sequence[int]) -> Part:
         return {}, {"methods": compare(shop, steps, seeds, done, wanted, commit, keep)}
 
 
+def searches(seeds: Sequence[int]) -> Part:
+    """What searches made of titles give where no log has any: a simulated shop's real ones, Online Retail's titles."""
+    with simulated(seeds[0], SEARCHED_SHOP) as shop:
+        withheld = searches_withheld(shop, seeds[0])
+        say(f"searches withheld: {json.dumps(withheld)}")
+    with landed("online_retail", seeds[0]) as shop:
+        step = judged_steps(shop, shop.protocol.first_test_step)[0]
+        held_out = fragments_held_out(shop, step, seeds[0])
+    return {}, {"searches": {"simulated shop": withheld, "Online Retail": held_out}}
+
+
 def growth(seeds: Sequence[int]) -> Part:
     """What an update costs as catalogue and history grow, memory, and where sampling begins to pay."""
     answer = subprocess.run(
@@ -294,7 +306,7 @@ def step(seeds: Sequence[int]) -> Part:
 
 PARTS: Mapping[str, Callable[[Sequence[int]], Part]] = {
     "online_retail": online_retail, "diginetica": diginetica, "new_items": new_items, "growth": growth, "step": step,
-    "aging": aging, "methods": methods, "daily": daily,
+    "aging": aging, "methods": methods, "searches": searches, "daily": daily,
 }
 
 
@@ -312,11 +324,11 @@ def landed(name: str, seed: int, days: int | None = None) -> Iterator[ShopLog]:
 
 
 @contextmanager
-def simulated(seed: int) -> Iterator[ShopLog]:
-    """The simulated shop of the new items, day by day after its history; its customers differ with the seed."""
+def simulated(seed: int, size: ShopSize = NEW_ITEMS_SHOP) -> Iterator[ShopLog]:
+    """A simulated shop, day by day after its history; its customers differ with the seed."""
     with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
         say(f"simulated shop {seed}: landing its hours")
-        yield ShopLog.simulated(Path(folder), seed, NEW_ITEMS_SHOP)
+        yield ShopLog.simulated(Path(folder), seed, size)
 
 
 def replace_task(shop: ShopLog, task: Any) -> ShopLog:

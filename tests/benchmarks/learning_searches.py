@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.evaluation import interval
+from pipeline.lesson import lesson_of_everything
 from pipeline.sources.shop import ShopSize
 from pipeline.tasks.contract import Examples, Methods
 from pipeline.tasks.recommend import Recommend
@@ -62,11 +63,10 @@ def fragments_held_out(shop: ShopLog, step: Step, seed: int) -> dict[str, Any]:
     making = _making(shop.task, SHARES[0])
     generator = np.random.default_rng([seed, 1])
     asked = making.made(shop.tables(step.number), step.examples, Methods(title_queries=0.5), generator)
-    models = {NOTHING: shop.task, f"searches made of titles {SHARES[0]}": making}
-    lessons = {name: Lineage(_with_task(shop, task), task.update_schedule, seed) for name, task in models.items()}
-    taught = set(lessons[f"searches made of titles {SHARES[0]}"].made_queries(first))
-    asked = asked.keep(~pc.is_in(asked.table["query"], pa.array(sorted(taught), pa.string())).to_numpy())
-    found = {name: _answered(shop, task, first, asked, seed) for name, task in models.items()}
+    taught = pc.unique(lesson_of_everything(making, shop.tables(first), None, None).made.table["query"])
+    asked = asked.keep(pc.invert(pc.is_in(asked.table["query"], taught)).to_numpy())
+    ways = {NOTHING: shop.task, f"searches made of titles {SHARES[0]}": making}
+    found = {name: _answered(shop, task, first, asked, seed) for name, task in ways.items()}
     return _table(found, _lexical(shop, first, asked))
 
 
