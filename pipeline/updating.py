@@ -31,6 +31,7 @@ from pipeline.registry_errors import PromotionConflict
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
+from pipeline.tasks.contract import AdaptsEncoder
 from pipeline.unscorable import CannotScore, asking
 
 if TYPE_CHECKING:
@@ -262,6 +263,8 @@ class _Job:
         judged = _Judged.of(self.task, tables, lesson)
         fault = None if before is None or champion is None else self._judge_lineage(judged, champion, before)
         learner = self.task.learner(self.settings.seed)
+        if isinstance(learner, AdaptsEncoder):
+            learner.adapt(lesson.context, lesson.train, self.task.base_schedule.methods)
         self.report(f"grown: {dict(learner.grow(lesson.context, lesson.new))}")
         trained = train_with(
             self.settings, self.task, learner, lesson.train, lesson.tune, self.task.base_schedule,

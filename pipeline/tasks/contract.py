@@ -241,6 +241,14 @@ class Calibrated(Protocol):
 
 
 @runtime_checkable
+class AdaptsEncoder(Protocol):
+    """A learner whose text encoder a retrain may teach; updates keep it as it is. Not every learner is one."""
+
+    def adapt(self, context: pa.Table, examples: Examples, methods: Methods) -> None:
+        """Called of a base, before it grows; nothing is done where the methods do not ask for it."""
+
+
+@runtime_checkable
 class Sharable(Protocol):
     """A learner that several workers can train together, each on its share of the examples. Not every learner is one.
 

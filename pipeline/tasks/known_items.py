@@ -30,7 +30,7 @@ _CATALOGUE_COLUMNS = ("item_id", "change_id", "change_time", "title", "descripti
 def described(
     tables: Snapshot, since: Mapping[str, int] | None, texts: TextVectors, reword: Reword | None = None
 ) -> pa.Table:
-    """All items, or those that changed after `since`, as `catalogue` gives them with `content_hash`, `text_vector`.
+    """All items, or those that changed after `since`, as `catalogue` has them, with `content_hash`, `text_vector`.
 
     `last_seen` is the time of an item's newest event or change (of those since then); null: it is known no more. With
     `reword` there is `wording_vector` as well, of the text in another wording.
@@ -38,7 +38,7 @@ def described(
     items = catalogue(tables, seen(tables) if since is None else seen_since(tables, since))
     words = items["text"].to_pylist()
     vectors = texts.of(words)
-    table = items.drop_columns(["text"]).append_column(
+    table = items.append_column(
         "content_hash", pa.array([content_hash(text or "") for text in words])
     ).append_column("text_vector", vector_column(vectors))
     if reword is None:

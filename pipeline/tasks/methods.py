@@ -60,6 +60,11 @@ class Methods:
         text_mask: chance of each word to be left out.
         text_synonym: chance of each word to give way to one of the catalogue's words nearest to it.
 
+    Of a retrain alone (text_adapters.py); updates keep the encoder that the retrain has made:
+        lora_rank: 0, or the rank of the change of the text encoder's attention (LoRA: Hu et al., ICLR 2022), which is
+            taught by searches and by what is chosen together. Not together with other wordings.
+        lora_steps: of 64 pairs of texts.
+
     Where nobody writes down what customers search for:
         title_queries: from 0; so many made-up searches beside each example, a part of a chosen item's title for words
             and that item for answer.
@@ -87,6 +92,8 @@ class Methods:
     text_mask: float = 0.0
     text_synonym: float = 0.0
     title_queries: float = 0.0
+    lora_rank: int = 0
+    lora_steps: int = 200
 
     def __post_init__(self) -> None:
         """Refuses what is out of range."""
@@ -107,6 +114,9 @@ class Methods:
         decays = self.optimizer != "adam" or not self.weight_decay
         _must(decays, "weight_decay needs the optimizer adamw or adafactor", self.weight_decay)
         _must(self.rate_trials == 0 or self.rate_trials > 1, "rate_trials must be 0 or at least 2", self.rate_trials)
+        _must(self.lora_rank >= 0, "lora_rank must be 0 or above", self.lora_rank)
+        _must(self.lora_steps > 0, "lora_steps must be above 0", self.lora_steps)
+        _must(not (self.lora_rank and self.reword), "lora_rank needs texts in one wording", self.lora_rank)
         _must(self.rate_trial_steps > 0, "rate_trial_steps must be above 0", self.rate_trial_steps)
 
     @property

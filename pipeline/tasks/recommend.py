@@ -23,7 +23,7 @@ from pipeline.tasks.known_items import Reword, catalogue, described, seen, vecto
 from pipeline.tasks.recommend_baseline import score_baseline
 from pipeline.tasks.recommend_searches import searches_of_titles
 from pipeline.tasks.wordings import near_words, reworded
-from pipeline.texts import TextVectors
+from pipeline.texts import Encoder, TextVectors
 
 if TYPE_CHECKING:
     from pipeline.tasks.recommend_learner import RecommenderLearner
@@ -90,7 +90,7 @@ class Recommend:
         return Examples(self._with_query_vectors(tables, chosen).select(learnt.table.column_names))
 
     def context(self, tables: Snapshot, since: Mapping[str, int] | None) -> pa.Table:
-        """Items: `item_id`, `title`, `category`, `brand`, `price`, `last_seen`, `content_hash`, `text_vector`, by id.
+        """Items: `item_id`, `title`, `category`, `brand`, `price`, `text`, its hash and vector, `last_seen`; by id.
 
         Texts and price are the newest that the catalogue has; an item that only events know has none. `last_seen` is
         the time of its newest event or change (of those since then); null: catalogue and events know it no more.
@@ -101,13 +101,15 @@ class Recommend:
         """The pretrained text encoder under an untrained recommender."""
         from pipeline.tasks.recommend_learner import RecommenderLearner
 
-        return RecommenderLearner(seed=seed, text_dimension=self._texts.dimension, encoder=lambda: self._encoder)
+        return RecommenderLearner(
+            seed=seed, text_dimension=self._texts.dimension, encoder=lambda: self._encoder, cached=self._cached
+        )
 
     def restore(self, state: State) -> RecommenderLearner:
         """The recommender that `state` was taken from."""
         from pipeline.tasks.recommend_learner import RecommenderLearner
 
-        return RecommenderLearner.restore(state, encoder=lambda: self._encoder)
+        return RecommenderLearner.restore(state, encoder=lambda: self._encoder, cached=self._cached)
 
     def baseline(self, tables: Snapshot, examples: Examples) -> Scores:
         """What the user bought most often; for a search, TF-IDF."""
@@ -132,7 +134,10 @@ class Recommend:
 
     @cached_property
     def _texts(self) -> TextVectors:
-        return TextVectors(self._lake, self._encoder)
+        return self._cached(self._encoder)
+
+    def _cached(self, encoder: Encoder) -> TextVectors:
+        return TextVectors(self._lake, encoder)
 
     def _reword(self, tables: Snapshot) -> Reword | None:
         """Another wording of a text, where one of the schedules asks for it: the updates' first."""

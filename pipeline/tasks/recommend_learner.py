@@ -34,6 +34,7 @@ from pipeline.tasks.recommend_ensemble import Elders, compact_weights
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_neighbours import Neighbours
 from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
+from pipeline.tasks.recommend_texts import Texts, Vectors
 from pipeline.tasks.recommend_trends import Trends
 
 K = 20  # items on a shop's first page of results
@@ -54,7 +55,8 @@ class RecommenderLearner:
     """Fulfils `pipeline.tasks.contract.Learner`."""
 
     def __init__(
-        self, *, seed: int, text_dimension: int, encoder: Callable[[], Any], sizes: RecommenderSizes | None = None
+        self, *, seed: int, text_dimension: int, encoder: Callable[[], Any], sizes: RecommenderSizes | None = None,
+        cached: Callable[[Any], Vectors] | None = None,
     ) -> None:
         """An untrained recommender that knows no item.
 
@@ -63,10 +65,11 @@ class RecommenderLearner:
             text_dimension: length of a text vector.
             encoder: gives the text encoder, called only when a package is written.
             sizes: other than the default ones.
+            cached: the vectors of texts by an encoder; asked only where this learner has one of its own.
         """
         tf.config.experimental.enable_op_determinism()
         self._seed = seed
-        self._encoder = encoder
+        self._texts = Texts(encoder, cached)
         self._sizes = sizes or RecommenderSizes(min(text_dimension, TEXT_DIMENSION))
         self._price_scale: tuple[float, float] | None = None
         self._projection = np.eye(text_dimension, self._sizes.text_dimension, dtype=np.float32)
@@ -81,6 +84,13 @@ class RecommenderLearner:
 
     # --- growth ---
 
+    def adapt(self, context: pa.Table, examples: Examples, methods: Methods) -> None:
+        """Teaches the text encoder, before anything else is learnt, where the methods ask for it."""
+        if methods.lora_rank:
+            self._texts = self._texts.adapt(
+                context, examples, rank=methods.lora_rank, steps=methods.lora_steps, seed=self._seed
+            )
+
     def grow(self, context: pa.Table, examples: Examples) -> Mapping[str, int]:
         """Takes in items and what changed of them, and counts what the examples choose.
 
@@ -90,7 +100,7 @@ class RecommenderLearner:
             examples: what will be learnt.
         """
         tables, before = self._tables, len(self._tables)
-        context = self._without_gone(context)
+        context = self._texts.of_items(self._without_gone(context))
         known = len(tables)
         rows = tables.items.grow(context["item_id"].to_pylist())
         tables.categories.grow(sorted({name for name in context["category"].to_pylist() if name}))
@@ -276,7 +286,7 @@ class RecommenderLearner:
         return {name: np.array(arrays[name]) for name in self.weights()}
 
     def _encoded(self, examples: Examples) -> Encoded:
-        return Encoded.of(examples.table, self._tables.items, self._projection)
+        return Encoded.of(self._texts.of_queries(examples.table), self._tables.items, self._projection)
 
     # --- judging ---
 
@@ -352,11 +362,13 @@ class RecommenderLearner:
         }
         weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
         counters = self._trends.arrays("trends") | self._neighbours.arrays("neighbours")
-        held = self._tables.arrays() | counters | self._elders.arrays()
+        held = self._tables.arrays() | counters | self._elders.arrays() | self._texts.arrays()
         return State(weights | held | {"projection": self._projection.copy()}, meta)
 
     @classmethod
-    def restore(cls, state: State, encoder: Callable[[], Any]) -> RecommenderLearner:
+    def restore(
+        cls, state: State, encoder: Callable[[], Any], cached: Callable[[Any], Vectors] | None = None
+    ) -> RecommenderLearner:
         """The learner that `state` was taken from, bit for bit."""
         learner = cls(
             seed=state.meta["seed"], text_dimension=state.meta["text_dimension"], encoder=encoder,
@@ -371,6 +383,7 @@ class RecommenderLearner:
         learner.use(Methods(optimizer=state.meta["optimizer"]), Examples(pa.table({})))
         for path, variable in variables_of(learner._trainer).items():
             variable.assign(state.arrays[path])
+        learner._texts = Texts.from_arrays(state.arrays, encoder, cached)
         learner._elders = Elders.from_arrays(state.arrays)
         return learner
 
@@ -394,7 +407,7 @@ class RecommenderLearner:
         shutil.rmtree(folder, ignore_errors=True)
         compact = self.compact().rounded()
         compact.save(folder / "recommender")
-        encoder = self._encoder()
+        encoder = self._texts.encoder
         small = encoder.compact()
         encoder, requirements = (encoder, _WITH_TENSORFLOW) if small is None else (small, _REQUIREMENTS)
         encoder.save(folder / "text_encoder")

@@ -115,7 +115,10 @@ class TextLearner:
         Raises:
             ValueError: methods that this learner does not have.
         """
-        others = ("ewc", "adversarial_radius", "ensemble", "text_crop", "text_mask", "text_synonym", "title_queries")
+        others = (
+            "ewc", "adversarial_radius", "ensemble", "text_crop", "text_mask", "text_synonym", "title_queries",
+            "lora_rank",
+        )
         lacking = [name for name in others if getattr(methods, name)]
         if lacking:
             raise ValueError(f"A text classifier has no {', '.join(lacking)}; received {methods}. Leave them 0.")
