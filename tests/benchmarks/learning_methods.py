@@ -84,6 +84,9 @@ METHODS: Mapping[str, Method] = {
     "words of texts masked 0.2": Method(with_methods(text_mask=0.2), "off", from_base=True),
     "words of texts replaced by near ones 0.3": Method(with_methods(text_synonym=0.3), "off", from_base=True),
     "searches made of titles 0.25": Method(with_methods(title_queries=0.25), "off", from_base=True),
+    "LoRA of rank 4 in the encoder, 50 steps": Method(
+        with_methods(lora_rank=4, lora_steps=50), "off", from_base=True
+    ),
     "shrink 0.9, perturb 0.01": Method(with_methods(shrink=0.9, perturb=0.01), "off"),
 }
 

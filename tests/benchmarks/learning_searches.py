@@ -29,6 +29,8 @@ from tests.benchmarks.shop_log import ShopLog
 SEARCHED_SHOP = ShopSize(users=1_500, items=1_000, history_days=10, history_events=60_000, hours=24)
 SHARES = (0.25, 1.0)
 NOTHING = "no searches"
+LORA_RANK, LORA_STEPS = 4, 50  # a quarter of the default steps: on two shared cores each takes half a second
+LORA = f"its log of searches, and LoRA of rank {LORA_RANK} in the encoder ({LORA_STEPS} steps)"
 
 
 class _Silent(Recommend):
@@ -51,8 +53,8 @@ def searches_withheld(shop: ShopLog, seed: int) -> dict[str, Any]:
     first = shop.before(last)
     silent = _Silent(shop.lake, shop.settings.encoder)
     ways = {"its log of searches": shop.task, NOTHING: silent} | {
-        f"searches made of titles {share}": _making(silent, share) for share in SHARES
-    }
+        f"searches made of titles {share}": _with(silent, title_queries=share) for share in SHARES
+    } | {LORA: _with(shop.task, lora_rank=LORA_RANK, lora_steps=LORA_STEPS)}
     found = {name: _answered(shop, task, first, asked, seed) for name, task in ways.items()}
     return _table(found, _lexical(shop, first, asked))
 
@@ -60,7 +62,7 @@ def searches_withheld(shop: ShopLog, seed: int) -> dict[str, Any]:
 def fragments_held_out(shop: ShopLog, step: Step, seed: int) -> dict[str, Any]:
     """Online Retail: fragments of the titles that a week's customers chose, none of which was taught."""
     first = shop.before(step.number)
-    making = _making(shop.task, SHARES[0])
+    making = _with(shop.task, title_queries=SHARES[0])
     generator = np.random.default_rng([seed, 1])
     asked = making.made(shop.tables(step.number), step.examples, Methods(title_queries=0.5), generator)
     taught = pc.unique(lesson_of_everything(making, shop.tables(first), None, None).made.table["query"])
@@ -70,12 +72,11 @@ def fragments_held_out(shop: ShopLog, step: Step, seed: int) -> dict[str, Any]:
     return _table(found, _lexical(shop, first, asked))
 
 
-def _making(task: Any, share: float) -> Any:
-    """The task with so many searches made of titles for each example."""
-    making = copy(task)
-    methods = replace(task.base_schedule.methods, title_queries=share)
-    making.base_schedule = replace(task.base_schedule, methods=methods)
-    return making
+def _with(task: Any, **chosen: Any) -> Any:
+    """The task with some methods switched on in its retrain."""
+    other = copy(task)
+    other.base_schedule = replace(task.base_schedule, methods=replace(task.base_schedule.methods, **chosen))
+    return other
 
 
 def _with_task(shop: ShopLog, task: Any) -> ShopLog:
