@@ -23,12 +23,12 @@ from pipeline.sources.shop import ShopSize
 from pipeline.tasks.contract import Examples, Methods
 from pipeline.tasks.recommend import Recommend
 from tests.benchmarks.lineage import Lineage, Step, judged
+from tests.benchmarks.method_rows import NOTHING
 from tests.benchmarks.shop_log import ShopLog
 
 # A quarter of the demo's events over twice its catalogue, so that twenty places are one in fifty.
 SEARCHED_SHOP = ShopSize(users=1_500, items=1_000, history_days=10, history_events=60_000, hours=24)
 SHARES = (0.25, 1.0)
-NOTHING = "no searches"
 LORA_RANK, LORA_STEPS = 4, 50  # a quarter of the default steps: on two shared cores each takes half a second
 LORA = f"its log of searches, and LoRA of rank {LORA_RANK} in the encoder ({LORA_STEPS} steps)"
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.settings import REPOSITORY
-from tests.benchmarks.learning_methods import DEFAULT, METHODS
-from tests.benchmarks.learning_searches import NOTHING
+from tests.benchmarks.method_rows import DEFAULT, METHODS, NOTHING
 
 RESULTS = REPOSITORY / "tests" / "benchmarks" / "results" / "learning.json"
 PAGE = REPOSITORY / "tests" / "benchmarks" / "LEARNING.md"
@@ -51,8 +50,8 @@ each week foreseen before it is learnt. The difference is of the same baskets, i
 row *with other draws* says what chance alone does, and of so many intervals one in twenty leaves 0 out by chance.
 CPU is of growth and training of an update; *first model* says that the retrain was made with it too.
 """
-SEARCHES_PREFACE = """The customers of a simulated shop search in their own words: these are the real searches of one day,
-by models that learnt the days before, with the shop's log of searches or without. Online Retail has none: there,
+SEARCHES_PREFACE = """The customers of a simulated shop search in their own words: these are the real searches of one
+day, by models that learnt the days before, with the shop's log of searches or without. Online Retail has none: there,
 fragments of titles that customers chose, none of which was taught. Lexical search is the gate's TF-IDF.
 """
 
