@@ -100,7 +100,7 @@ def methods_table(table: Mapping[str, Mapping[str, Any]]) -> str:
             shown = f"{name} (first model)" if method.from_base else name
             lines.append(
                 f"| {shown} | {one['recall']:.4f} | {_difference(one)} | {one['cpu_s'] / one['default_cpu_s']:.2f} × | "
-                f"{method.why} |"
+                f"{method.verdict(one)} |"
             )
     return "\n".join(lines)
 

@@ -21,15 +21,34 @@ class Method:
 
     Attributes:
         change: the schedule of it, from the default one.
-        why: whether it is on by default, and the reason.
+        why: what speaks for or against it beside its figures; may be empty.
+        without: what the default has and this way lacks; empty: this way has something that the default lacks.
         seed: added to the lineage's.
         from_base: whether the first model is trained by it too; else all ways begin at the default one's.
     """
 
     change: Callable[[Schedule], Schedule]
-    why: str
+    why: str = ""
+    without: str = ""
     seed: int = 0
     from_base: bool = False
+
+    def verdict(self, row: Mapping[str, Any]) -> str:
+        """On or off, and why, by a row's difference and cost."""
+        if self.seed:
+            return self.why
+        low, high = row["interval"]
+        cost = row["cpu_s"] / row["default_cpu_s"]
+        shown = "it gains" if low > 0.0 else "it loses" if high < 0.0 else "no gain shown"
+        if self.without:
+            kept = {"it gains": "though it loses", "it loses": "it gains"}.get(shown, "no loss shown")
+            reason, state = kept, f"{self.without}: on"
+        else:
+            reason, state = shown + (f", {cost - 1.0:.0%} dearer" if cost > _DEARER else ""), "off"
+        return f"{state}; {reason}" + (f"; {self.why}" if self.why else "")
+
+
+_DEARER = 1.05  # less is within what a busy machine changes
 
 
 def with_methods(**chosen: Any) -> Callable[[Schedule], Schedule]:
@@ -43,39 +62,46 @@ def with_schedule(**chosen: Any) -> Callable[[Schedule], Schedule]:
 
 
 METHODS: Mapping[str, Method] = {
-    DEFAULT: Method(with_schedule(), ""),
+    DEFAULT: Method(with_schedule()),
     "… with other draws": Method(with_schedule(), "what chance alone changes", seed=1000),
-    "no replay": Method(with_schedule(replay_ratio=0.0, least_replayed=0), "replay is on"),
-    "replay: twice as much": Method(
-        lambda schedule: replace(schedule, least_replayed=2 * schedule.least_replayed), "off"
+    "no replay": Method(
+        with_schedule(replay_ratio=0.0, least_replayed=0), "a small window forgets most, and here each is a week",
+        without="replay of 512 or half as many as new ones",
     ),
-    "replay: recent days": Method(with_methods(replay="recent"), "off"),
-    "replay: highest loss": Method(with_methods(replay="loss"), "off"),
-    "distillation 1": Method(with_methods(distillation=1.0), "off"),
-    "L2 pull 0.1": Method(with_methods(l2_pull=0.1), "off"),
-    "EWC 1000": Method(with_methods(ewc=1000.0), "off"),
-    "dropout 0": Method(with_methods(dropout=0.0), "dropout is on"),
-    "dropout 0.2": Method(with_methods(dropout=0.2), "dropout is on"),
-    "no early stopping, 4 passes": Method(with_schedule(epochs=4, patience_epochs=99), "early stopping is on"),
-    "no warm-up": Method(with_schedule(warmup_steps=0), "warm-up is on"),
-    "learning rate by trials": Method(with_methods(rate_trials=4), "off"),
+    "replay: twice as much": Method(lambda schedule: replace(schedule, least_replayed=2 * schedule.least_replayed)),
+    "replay: recent days": Method(with_methods(replay="recent")),
+    "replay: highest loss": Method(with_methods(replay="loss"), "it reads and scores twice as many, which is not in CPU"),
+    "distillation 1": Method(with_methods(distillation=1.0)),
+    "L2 pull 0.1": Method(with_methods(l2_pull=0.1)),
+    "EWC 1000": Method(with_methods(ewc=1000.0)),
+    "dropout 0": Method(with_methods(dropout=0.0), without="dropout of 0.4"),
+    "dropout 0.2": Method(with_methods(dropout=0.2), without="dropout of 0.4"),
+    "no early stopping, 4 passes": Method(
+        with_schedule(epochs=4, patience_epochs=99), without="early stopping after at most 2 passes"
+    ),
+    "no warm-up": Method(with_schedule(warmup_steps=0), without="warm-up of 5 steps"),
+    "learning rate by trials": Method(with_methods(rate_trials=4)),
     "learning rate / 10": Method(
-        lambda schedule: replace(schedule, learning_rate=schedule.learning_rate / 10), "off"
+        lambda schedule: replace(schedule, learning_rate=schedule.learning_rate / 10), without="a rate of 2e-3"
     ),
-    "AdamW 0.1": Method(with_methods(optimizer="adamw", weight_decay=0.1), "off"),
-    "Adafactor": Method(with_methods(optimizer="adafactor"), "off"),
-    "FGM 0.1": Method(with_methods(adversarial_radius=0.1), "off"),
-    "history mask 0.2": Method(with_methods(history_mask=0.2), "off"),
-    "history crop 0.2": Method(with_methods(history_crop=0.2), "off"),
-    "averaged with the start 0.5": Method(with_methods(average_with_start=0.5), "off"),
-    "the last 3 versions together": Method(with_methods(ensemble=3), "off"),
-    "the last 5 versions together": Method(with_methods(ensemble=5), "off"),
-    "texts cropped by 0.3": Method(with_methods(text_crop=0.3), "off", from_base=True),
-    "words of texts masked 0.2": Method(with_methods(text_mask=0.2), "off", from_base=True),
-    "words of texts replaced by near ones 0.3": Method(with_methods(text_synonym=0.3), "off", from_base=True),
-    "searches made of titles 0.25": Method(with_methods(title_queries=0.25), "off", from_base=True),
+    "AdamW 0.1": Method(with_methods(optimizer="adamw", weight_decay=0.1)),
+    "Adafactor": Method(with_methods(optimizer="adafactor")),
+    "FGM 0.1": Method(with_methods(adversarial_radius=0.1)),
+    "history mask 0.2": Method(with_methods(history_mask=0.2)),
+    "history crop 0.2": Method(with_methods(history_crop=0.2)),
+    "averaged with the start 0.5": Method(with_methods(average_with_start=0.5)),
+    "the last 3 versions together": Method(with_methods(ensemble=3), "a request costs three times as much"),
+    "the last 5 versions together": Method(with_methods(ensemble=5), "a request costs five times as much"),
+    "texts cropped by 0.3": Method(with_methods(text_crop=0.3), "each text is embedded twice", from_base=True),
+    "words of texts masked 0.2": Method(with_methods(text_mask=0.2), "each text is embedded twice", from_base=True),
+    "words of texts replaced by near ones 0.3": Method(
+        with_methods(text_synonym=0.3), "each text is embedded twice", from_base=True
+    ),
+    "searches made of titles 0.25": Method(
+        with_methods(title_queries=0.25), "for a shop without a log of searches: the table below", from_base=True
+    ),
     "LoRA of rank 4 in the encoder, 50 steps": Method(
-        with_methods(lora_rank=4, lora_steps=50), "off", from_base=True
+        with_methods(lora_rank=4, lora_steps=50), "a retrain embeds the whole catalogue anew", from_base=True
     ),
-    "shrink 0.9, perturb 0.01": Method(with_methods(shrink=0.9, perturb=0.01), "off"),
+    "shrink 0.9, perturb 0.01": Method(with_methods(shrink=0.9, perturb=0.01)),
 }
