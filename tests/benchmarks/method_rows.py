@@ -70,7 +70,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "replay: twice as much": Method(lambda schedule: replace(schedule, least_replayed=2 * schedule.least_replayed)),
     "replay: recent days": Method(with_methods(replay="recent")),
-    "replay: highest loss": Method(with_methods(replay="loss"), "it reads and scores twice as many, which is not in CPU"),
+    "replay: highest loss": Method(with_methods(replay="loss"), "twice as many are read and scored, beside this CPU"),
     "distillation 1": Method(with_methods(distillation=1.0)),
     "L2 pull 0.1": Method(with_methods(l2_pull=0.1)),
     "EWC 1000": Method(with_methods(ewc=1000.0)),
