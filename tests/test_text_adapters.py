@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import mlflow
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -118,28 +115,6 @@ def test_updates_keep_the_encoder_and_a_checkpoint_its_factors(
     own = task.restore(after.state())._texts.encoder
     assert own.identity == learner._texts.encoder.identity
     assert len(after.score(lesson.gate).frame)
-
-
-def test_what_is_served_embeds_queries_by_it(
-    retrained: tuple[Recommend, Lesson, RecommenderLearner, Lesson], tmp_path: Path
-) -> None:
-    task, _, learner, _ = retrained
-    package = learner.package(tmp_path / "package")
-    mlflow.pyfunc.save_model(
-        tmp_path / "model", python_model=str(package.model_code), code_paths=[str(package.code_folders[0])],
-        artifacts={**package.artifacts, **{name: str(one) for name, one in package.shared.items()}},
-        model_config={**package.config, "shared": {}}, pip_requirements=list(package.requirements),
-    )
-    asked = pd.DataFrame({"query": ["rustic lamp"]})
-    scores = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(asked)["scores"][0]
-    compact = learner.compact().rounded()
-    nobody = np.zeros((1, 0))
-    for encoder, same in ((learner._texts.encoder, True), (task._encoder, False)):
-        vector = compact.project(encoder.compact().embed(["rustic lamp"]))
-        logits = compact.logits(
-            nobody.astype(int), nobody, nobody, nobody, query_vector=vector, has_query=np.ones(1, bool)
-        )[0, 1:]
-        assert np.allclose(np.sort(logits)[::-1][: len(scores)], scores, atol=1e-3) == same
 
 
 def test_by_default_the_encoder_is_the_tasks_own(
