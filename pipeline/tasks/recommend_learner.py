@@ -7,9 +7,7 @@ catalogue: tables that grow (recommend_items.py), what was chosen lately (recomm
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
 
-import models
-from models import recommender_service
 from models.compact_ensemble import CompactEnsemble
 from models.compact_recommender import CompactRecommender
 from models.recommender import Recommender, RecommenderSizes, as_json
@@ -33,6 +29,7 @@ from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, filled, gr
 from pipeline.tasks.recommend_ensemble import Elders, compact_weights
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_neighbours import Neighbours
+from pipeline.tasks.recommend_package import written_package
 from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
 from pipeline.tasks.recommend_texts import Texts, Vectors
 from pipeline.tasks.recommend_trends import Trends
@@ -47,8 +44,6 @@ _WEIGHED_EXAMPLES = 128  # replayed examples, a step each, that tell the Fisher 
 # after thirteen months without a choice, a look or a change it is more likely gone.
 EXPIRY_DAYS = 400
 _LEAST_EXPIRED_SHARE = 16  # dropping rows copies every table: only where at least one row in so many would go
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "tokenizers")
-_WITH_TENSORFLOW = (*_REQUIREMENTS, "tensorflow", "keras", "keras-hub")  # where the encoder has no compact form
 
 
 class RecommenderLearner:
@@ -404,23 +399,4 @@ class RecommenderLearner:
 
     def package(self, folder: Path) -> Package:
         """Writes the compact arrays and the text encoder below `folder`."""
-        shutil.rmtree(folder, ignore_errors=True)
-        compact = self.compact().rounded()
-        compact.save(folder / "recommender")
-        encoder = self._texts.encoder
-        small = encoder.compact()
-        encoder, requirements = (encoder, _WITH_TENSORFLOW) if small is None else (small, _REQUIREMENTS)
-        encoder.save(folder / "text_encoder")
-        service = recommender_service.RecommenderService(compact, lambda: encoder)
-        example = recommender_service.input_example(compact.ids[1:].tolist())
-        return Package(
-            model_code=Path(recommender_service.__file__),
-            code_folders=(Path(models.__file__).parent,),
-            artifacts={"recommender": folder / "recommender"},
-            config={"code_package": "models"},
-            requirements=tuple(f"{name}=={version(name)}" for name in requirements),
-            input_example=example,
-            output_example=service.answer(example, recommender_service.PARAMETERS),
-            parameters=recommender_service.PARAMETERS,
-            shared={"text_encoder": folder / "text_encoder"},
-        )
+        return written_package(self.compact().rounded(), self._texts.encoder, folder)
