@@ -18,6 +18,7 @@ NEIGHBOUR_HISTORY = 16
 VISIT_DAYS = 1 / 48
 USER_FEATURES = 9
 LEAST_SEEN = 1e-6
+_FILE = "recommender.safetensors"
 _MOST_SEEN = 30_000.0  # float16 ends at 65,504
 
 
@@ -32,8 +33,18 @@ class CompactRecommender:
     def __init__(self, ids: Sequence[str] | np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes the item ids, row 0 included, and the arrays."""
         self.ids = np.asarray(ids, dtype=object)
-        self.arrays = {name: np.ascontiguousarray(array) for name, array in _widened(arrays).items()}
         self.index = {item: row for row, item in enumerate(self.ids) if row}
+        self._hold(arrays)
+
+    def under(self, arrays: Mapping[str, np.ndarray]) -> CompactRecommender:
+        """The same catalogue under other arrays; those that are not given are these."""
+        other = object.__new__(CompactRecommender)
+        other.ids, other.index = self.ids, self.index
+        other._hold({**self.arrays, **arrays})
+        return other
+
+    def _hold(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = {name: np.ascontiguousarray(array) for name, array in _widened(arrays).items()}
         self._popularity = self.arrays["trend"] @ self.arrays["trend_mix"]  # once: a request should cost one product
         self._lengths = np.linalg.norm(self.arrays["items"], axis=1)
 
@@ -208,7 +219,7 @@ class CompactRecommender:
 
     def rounded(self) -> CompactRecommender:
         """The same as a consumer loads it: item vectors rounded to int8, counts to float16. The gate judges this."""
-        return CompactRecommender(self.ids, _opened(_packed(self.arrays)))
+        return CompactRecommender(self.ids, opened(packed(self.arrays)))
 
     def save(self, folder: Path) -> None:
         """Writes `recommender.safetensors`: the arrays, rounded, and the ids as UTF-8 with their offsets."""
@@ -216,19 +227,28 @@ class CompactRecommender:
         encoded = [str(item).encode() for item in self.ids]
         offsets = np.cumsum([0, *(len(item) for item in encoded)], dtype=np.int64)
         text = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)
-        packed = {name: np.ascontiguousarray(array) for name, array in _packed(self.arrays).items()}
-        save_file({**packed, "ids_utf8": text.copy(), "ids_offsets": offsets}, folder / "recommender.safetensors")
+        held = {name: np.ascontiguousarray(array) for name, array in self.stored().items()}
+        save_file({**held, "ids_utf8": text.copy(), "ids_offsets": offsets}, folder / _FILE)
+
+    def stored(self) -> dict[str, np.ndarray]:
+        """The arrays as `save` writes them."""
+        return packed(self.arrays)
 
     @classmethod
     def load(cls, folder: Path) -> CompactRecommender:
         """What `save` wrote."""
-        arrays = load_file(folder / "recommender.safetensors")
-        text, offsets = arrays.pop("ids_utf8").tobytes(), arrays.pop("ids_offsets")
-        ids = [text[start:end].decode() for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
-        return cls(ids, _opened(arrays))
+        ids, arrays = read_arrays(folder)
+        return cls(ids, opened(arrays))
 
 
-def _packed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def read_arrays(folder: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The ids and the arrays that `save` wrote, packed."""
+    arrays = load_file(folder / _FILE)
+    text, offsets = arrays.pop("ids_utf8").tobytes(), arrays.pop("ids_offsets")
+    return [text[start:end].decode() for start, end in zip(offsets[:-1], offsets[1:], strict=True)], arrays
+
+
+def packed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays with the large ones smaller: `items` int8 with a scale a row, trend and neighbours float16.
 
     Neighbours' counts grow with time (they decay forward); only their ratios matter, so all are divided by the largest.
@@ -245,11 +265,11 @@ def _packed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _opened(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `_packed` made, for products in float32."""
-    arrays = dict(packed)
+def opened(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `packed` made, for products in float32."""
+    arrays = dict(stored)
     arrays["items"] = arrays["items"].astype(np.float32) * arrays.pop("items_scale")
-    for name in ("trend", "neighbour_value"):
+    for name in {"trend", "neighbour_value"} & set(arrays):
         arrays[name] = arrays[name].astype(np.float32)
     return arrays
 

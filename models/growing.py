@@ -1,4 +1,7 @@
-"""Arrays that grow by rows without a copy: tables of a catalogue that gets new items every hour."""
+"""Arrays that grow by rows: tables of a catalogue that gets new items every hour, weights of a network that got inputs.
+
+Tables grow without a copy.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,18 @@ def lengthened(array: np.ndarray, size: int) -> np.ndarray:
     if size > len(room):
         room.resize((size, *array.shape[1:]), refcheck=False)
     return room[:size]
+
+
+def fitted(held: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a checkpoint in `shape`: the inputs that its network did not have count for nothing at first.
+
+    Raises:
+        ValueError: it is larger, or differs in more than its first axis.
+    """
+    if held is None:
+        return np.zeros(shape, np.float32)
+    if held.shape[1:] != shape[1:] or (len(shape) and held.shape[0] > shape[0]):
+        raise ValueError(
+            f"A checkpoint's array must fit into {shape}; it is {held.shape}. Its network is another one: retrain."
+        )
+    return held if held.shape == shape else np.pad(held, [(0, shape[0] - len(held))] + [(0, 0)] * (held.ndim - 1))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from .compact_ensemble import CompactEnsemble
 from .compact_recommender import LEAST_SEEN, NEIGHBOUR_HISTORY, RECENCY_DAYS, VISIT_DAYS, CompactRecommender
 
 MOST_HISTORY = 256  # distinct items, as recommender_service.py takes
@@ -31,6 +32,8 @@ class RecommenderGraph(tf.Module):
         self._arrays = {
             name: tf.Variable(np.asarray(array), trainable=False) for name, array in recommender.arrays.items()
         }
+        elders = recommender.elders if isinstance(recommender, CompactEnsemble) else ()
+        self._elders = [RecommenderGraph(one) for one in elders]
         self._popularity = tf.Variable(recommender.arrays["trend"] @ recommender.arrays["trend_mix"], trainable=False)
 
     def save(self, folder: Path) -> None:
@@ -83,6 +86,11 @@ class RecommenderGraph(tf.Module):
         return {"item_ids": tf.gather(self._ids, columns), "scores": scores}
 
     def _logits(self, history: tf.Tensor, history_days: tf.Tensor, query_vector: tf.Tensor | None) -> tf.Tensor:
+        """[batch, items]: the mean over the versions that answer together, one or several."""
+        versions = [self, *self._elders]
+        return tf.add_n([one._own_logits(history, history_days, query_vector) for one in versions]) / len(versions)
+
+    def _own_logits(self, history: tf.Tensor, history_days: tf.Tensor, query_vector: tf.Tensor | None) -> tf.Tensor:
         """[batch, items]: see CompactRecommender.logits, of which this is the graph."""
         arrays = self._arrays
         index, counts, days = self._distinct(history, history_days)

@@ -195,8 +195,8 @@ class RecommenderModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Loads the arrays; the text encoder waits for the first query."""
         package = context.model_config["code_package"]
-        compact = own_module(package, "compact_recommender")
-        recommender = compact.CompactRecommender.load(_path(context.artifacts["recommender"]))
+        compact = own_module(package, "compact_ensemble")
+        recommender = compact.load_recommender(_path(context.artifacts["recommender"]))
         held: list[Any] = []
         loading = Lock()  # MLflow's server answers each request in a thread of its own
 

@@ -59,7 +59,7 @@ class TextEncoder:
         self._length_limit = min(TOKEN_LENGTHS[-1], int(getattr(backbone, "max_sequence_length", 0) or 128))
         self._input_names = {tensor.name for tensor in backbone.inputs}
         batch = tf.TensorSpec((None, None), tf.int32)  # one trace for all shapes: each costs about a second
-        self._step = tf.function(self._pooled, input_signature=[batch, batch])
+        self._step = tf.function(self.pooled, input_signature=[batch, batch])
         self.dimension = int(backbone.hidden_dim)
         self.identity = self._fingerprint()
 
@@ -107,6 +107,10 @@ class TextEncoder:
         return CompactTextEncoder(quantised(weights), notes, Tokenizer.from_str(self._tokenizer.to_str()))
 
     def _embed_batch(self, tokens: Sequence[Sequence[int]], rows: int) -> np.ndarray:
+        ids, mask = self._filled(tokens, rows)
+        return self._step(tf.constant(ids), tf.constant(mask)).numpy()[: len(tokens)]
+
+    def _filled(self, tokens: Sequence[Sequence[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
         longest = max(len(ids) for ids in tokens)
         length = next((size for size in TOKEN_LENGTHS if size >= longest), TOKEN_LENGTHS[-1])
         length = min(length, self._length_limit)
@@ -115,9 +119,31 @@ class TextEncoder:
         for row, text in enumerate(tokens):
             ids[row, : len(text)] = text
             mask[row, : len(text)] = 1
-        return self._step(tf.constant(ids), tf.constant(mask)).numpy()[: len(tokens)]
+        return ids, mask
 
-    def _pooled(self, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    @property
+    def backbone(self) -> keras.Model:
+        """KerasHub's network."""
+        return self._backbone
+
+    def copy(self) -> TextEncoder:
+        """The same with weights of its own."""
+        backbone = type(self._backbone).from_config(_configuration(self._backbone))
+        for one, other in zip(_weight_variables(backbone), _weight_variables(self._backbone), strict=True):
+            one.assign(other)
+        return TextEncoder(backbone, Tokenizer.from_str(self._tokenizer.to_str()), exact_gelu=self._exact_gelu)
+
+    def renewed(self) -> TextEncoder:
+        """The encoder of the same parts, whose weights were changed: with the identity that they have now."""
+        return TextEncoder(self._backbone, self._tokenizer, exact_gelu=self._exact_gelu)
+
+    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and mask of texts, [n, length] int32 each, the length one of TOKEN_LENGTHS."""
+        encoded = [item.ids[: self._length_limit] for item in self._tokenizer.encode_batch([str(one) for one in texts])]
+        return self._filled(encoded, len(encoded))
+
+    def pooled(self, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """[n, dimension] float32 of unit length, of token ids and mask [n, length] int32."""
         given = {"token_ids": ids, "padding_mask": mask, "segment_ids": tf.zeros_like(ids)}
         output = self._backbone({name: given[name] for name in self._input_names}, training=False)
         states = output["sequence_output"] if isinstance(output, dict) else output

@@ -21,7 +21,7 @@ from pipeline.lake import text_field
 from pipeline.replay import replayed_examples
 from pipeline.schema import FEEDS, TIME
 from pipeline.snapshot import Snapshot
-from pipeline.tasks.contract import Examples, Task, together
+from pipeline.tasks.contract import Examples, MakesExamples, Methods, Task, together
 from pipeline.window import HOUR
 
 
@@ -39,6 +39,7 @@ class Lesson:
         new: what is learnt for the first time in this lineage: the train part of what arrived, and
             validation examples whose span has passed.
         replayed: old examples beside them.
+        made: examples that the task makes of both, and that nobody ever had.
         tune: for early stopping.
         gate: for the gate.
         ledger: of the model that has learnt this; its parent is filled in already.
@@ -51,11 +52,14 @@ class Lesson:
     tune: Examples
     gate: Examples
     ledger: Ledger
+    made: Examples
 
     @property
     def train(self) -> Examples:
-        """New and replayed examples, marked."""
-        return together(self.new.marked(replayed=False), self.replayed.marked(replayed=True))
+        """New, replayed and made examples, marked."""
+        return together(
+            self.new.marked(replayed=False), self.replayed.marked(replayed=True), self.made.marked(replayed=False)
+        )
 
 
 def lesson_of_change(
@@ -111,11 +115,12 @@ def lesson_of_change(
     return Lesson(
         task.context(tables, ledger.versions), arrived, together(new, joined), replayed, tune, gate,
         replace(grown, own_rows=own, rows=ledger.rows.plus(own)),
+        _made(task, tables, together(new, joined, replayed), schedule.methods, generator),
     )
 
 
 def lesson_of_everything(
-    task: Task, tables: Snapshot, days: int | None, champion: Ledger | None
+    task: Task, tables: Snapshot, days: int | None, champion: Ledger | None, seed: int = 0
 ) -> Lesson:
     """The whole history, or its newest `days`, for a model that starts from the base.
 
@@ -125,6 +130,7 @@ def lesson_of_everything(
         days: rows that happened earlier are context only; None: all are learnt.
         champion: its ledger, where there is one: what it has learnt must not judge, and what was set aside
             and not corrected since stays aside.
+        seed: of what is made up.
 
     Raises:
         NothingToLearn: the task's table is empty.
@@ -164,7 +170,16 @@ def lesson_of_everything(
         set_aside=dict.fromkeys(aside, ((-1, tables.versions[task.table]),)),
     )
     nothing = new.keep(np.zeros(len(new), bool))
-    return Lesson(task.context(tables, None), nothing, new, nothing, tune, gate, ledger)
+    made = _made(task, tables, new, task.base_schedule.methods, np.random.default_rng(seed))
+    return Lesson(task.context(tables, None), nothing, new, nothing, tune, gate, ledger, made)
+
+
+def _made(
+    task: Task, tables: Snapshot, learnt: Examples, methods: Methods, generator: np.random.Generator
+) -> Examples:
+    if isinstance(task, MakesExamples):
+        return task.made(tables, learnt, methods, generator)
+    return learnt.take(np.arange(0))
 
 
 class Change:

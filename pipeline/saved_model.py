@@ -26,7 +26,7 @@ def write_saved_model(registry: Registry, task: str, version: int, out: Path) ->
     Raises:
         VersionMissing: there is no such version.
     """
-    from models.compact_recommender import CompactRecommender
+    from models.compact_ensemble import load_recommender
     from models.recommender_graph import RecommenderGraph
 
     place = out / str(version)
@@ -36,7 +36,7 @@ def write_saved_model(registry: Registry, task: str, version: int, out: Path) ->
     unfinished = out / f".{version}.{os.getpid()}.tmp"  # no number: TensorFlow Serving does not look at it
     with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
         artifacts = registry.load_artifacts(task, version, Path(scratch))
-        RecommenderGraph(CompactRecommender.load(artifacts / "recommender")).save(unfinished)
+        RecommenderGraph(load_recommender(artifacts / "recommender")).save(unfinished)
     try:
         unfinished.rename(place)
     except OSError:  # another process was faster

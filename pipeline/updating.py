@@ -31,6 +31,7 @@ from pipeline.registry_errors import PromotionConflict
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
+from pipeline.tasks.contract import AdaptsEncoder
 from pipeline.unscorable import CannotScore, asking
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ class _Job:
 
         tables = Snapshot(self.lake, versions)
         before = None if champion is None else _ledger(self.registry, self.name, champion)
-        lesson = lesson_of_everything(self.task, tables, days, before)
+        lesson = lesson_of_everything(self.task, tables, days, before, self.settings.seed)
         self.report(
             f"retrain ({reason}): {len(lesson.new)} examples to learn, {len(lesson.tune)} tune, "
             f"{len(lesson.gate)} judge; the last {lesson.ledger.span_hours} h stay out for that"
@@ -262,6 +263,8 @@ class _Job:
         judged = _Judged.of(self.task, tables, lesson)
         fault = None if before is None or champion is None else self._judge_lineage(judged, champion, before)
         learner = self.task.learner(self.settings.seed)
+        if isinstance(learner, AdaptsEncoder):
+            learner.adapt(lesson.context, lesson.train, self.task.base_schedule.methods)
         self.report(f"grown: {dict(learner.grow(lesson.context, lesson.new))}")
         trained = train_with(
             self.settings, self.task, learner, lesson.train, lesson.tune, self.task.base_schedule,

@@ -134,9 +134,17 @@ def test_a_few_old_items_stay_until_dropping_them_is_worth_a_copy_of_the_tables(
 
 def test_a_text_that_a_context_leaves_out_stays_and_one_that_the_learner_lost_is_read_by_its_hash() -> None:
     read: list[str] = []
+
+    class Cache:
+        def of(self, texts: Sequence[str | None]) -> np.ndarray:
+            raise AssertionError(f"texts were embedded anew: {texts}")
+
+        def known(self, hashes: Sequence[str]) -> np.ndarray:
+            read.extend(hashes)
+            return np.full((len(hashes), DIMENSION), 0.25, np.float32)
+
     learner = RecommenderLearner(
-        seed=7, text_dimension=DIMENSION, encoder=lambda: None,
-        vectors=lambda hashes: np.array([read.append(key) or np.full(DIMENSION, 0.25) for key in hashes], np.float32),
+        seed=7, text_dimension=DIMENSION, encoder=lambda: None, cached=lambda encoder: Cache()
     )
     learner.grow(context(KEPT, 0), choices([], 0))
     before = learner._tables.text(np.arange(1, 21))

@@ -101,7 +101,8 @@ def test_weights_are_what_training_moves(champion: RecommenderLearner, free: Rec
     {"replay": "newest"}, {"replay_mean_life_days": 0.0}, {"l2_pull": -1.0}, {"ewc": float("inf")},
     {"distillation": float("nan")}, {"average_with_start": 1.5}, {"shrink": 0.0}, {"perturb": -0.1},
     {"optimizer": "sgd"}, {"weight_decay": 0.1}, {"adversarial_radius": -1.0}, {"dropout": 1.0}, {"rate_trials": 1},
-    {"rate_trial_steps": 0}, {"history_mask": 1.0}, {"history_crop": -0.5},
+    {"rate_trial_steps": 0}, {"history_mask": 1.0}, {"history_crop": -0.5}, {"ensemble": 1}, {"text_crop": 1.0},
+    {"text_mask": -0.1}, {"text_synonym": 1.0}, {"title_queries": -1.0}, {"lora_rank": -1}, {"lora_steps": 0},
 ], ids=str)
 def test_a_setting_out_of_range_is_refused_by_its_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

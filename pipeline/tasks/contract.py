@@ -17,6 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.tasks.methods import Methods
+
 if TYPE_CHECKING:
     from models.workers import Workers
     from pipeline.snapshot import Snapshot
@@ -111,91 +113,6 @@ class GateRules:
 
 
 @dataclass(frozen=True)
-class Methods:
-    """What the field knows to make training gentler, steadier or faster; by default everything is off but `prefetch`.
-
-    "The start" is the learner as it is when a job begins: for an update the champion, grown by the new ids.
-
-    What is replayed:
-        replay: "random": evenly from all that was learnt. "recent": days are drawn with weight exp(-age / mean life).
-            "loss": of twice as many drawn evenly, the half with the highest loss under the champion.
-        replay_mean_life_days: of "recent", above 0.
-
-    What holds the learner to the start; strengths from 0, 0: off:
-        l2_pull: of l2_pull / 2 times the squared distance of all weights and of the rows in a step (L2-SP: Li,
-            Grandvalet and Davoine, ICML 2018).
-        ewc: of ewc / 2 times the squared distance of the dense weights, each times its Fisher information, which the
-            replayed examples tell (elastic weight consolidation: Kirkpatrick et al., PNAS 2017). Nothing without them.
-        distillation: of the KL divergence from the start's answers, temperature 1, on replayed examples only (Hinton,
-            Vinyals and Dean 2015; for recommenders ADER: Mi, Lin and Faltings, RecSys 2020).
-        average_with_start: 0 to 1, the start's share in the mean of both weights after training (WiSE-FT: Wortsman et
-            al., CVPR 2022).
-        shrink, perturb: before training weights are multiplied by shrink (above 0, to 1; 1: off) and normal noise of
-            this standard deviation is added (Ash and Adams, NeurIPS 2020). A weight that is exactly 0 was never
-            trained and stays. The methods above, but for the average, then hold to the shrunk learner.
-
-    How it steps:
-        optimizer: of the dense weights; item rows always have the lazy Adam of models/optimizers.py. Another one than
-            the checkpoint's begins with empty slots ("adam" and "adamw" share theirs).
-        weight_decay: of "adamw" and "adafactor", decoupled (Loshchilov and Hutter, ICLR 2019), also of the rows in a
-            step; times the learning rate a step. Vectors and scalars do not decay.
-        adversarial_radius: from 0; each step is the mean of two gradients, the second with the step's rows moved this
-            far, all together, up their own gradient (Miyato, Dai and Goodfellow, ICLR 2017).
-        dropout: 0 to below 1, in place of the network's own; None: that one.
-        rate_trials: 0 or from 2: so many learning rates from a hundredth of the schedule's to all of it, evenly by
-            their logarithm, are tried for `rate_trial_steps` steps each, and the one with the lowest loss on the
-            newest tuning examples is the peak (the start of a search as in Smith, WACV 2017).
-        prefetch: the next batch is prepared by a thread while a step runs; changes no number.
-
-    What the learner sees of histories, 0 to below 1 (CL4SRec: Xie et al., ICDE 2022):
-        history_mask: chance of each item of a history to be left out.
-        history_crop: share of each history that is cut away; a random part in one piece is kept.
-    """
-
-    replay: Literal["random", "recent", "loss"] = "random"
-    replay_mean_life_days: float = 30.0
-    l2_pull: float = 0.0
-    ewc: float = 0.0
-    distillation: float = 0.0
-    average_with_start: float = 0.0
-    shrink: float = 1.0
-    perturb: float = 0.0
-    optimizer: Literal["adam", "adamw", "adafactor"] = "adam"
-    weight_decay: float = 0.0
-    adversarial_radius: float = 0.0
-    dropout: float | None = None
-    rate_trials: int = 0
-    rate_trial_steps: int = 10
-    prefetch: bool = True
-    history_mask: float = 0.0
-    history_crop: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuses what is out of range."""
-        _must(self.replay in ("random", "recent", "loss"), "replay must be random, recent or loss", self.replay)
-        _must(self.replay_mean_life_days > 0, "replay_mean_life_days must be above 0", self.replay_mean_life_days)
-        for name in ("l2_pull", "ewc", "distillation", "perturb", "weight_decay", "adversarial_radius"):
-            value = getattr(self, name)
-            _must(0.0 <= value < np.inf, f"{name} must be a number from 0", value)
-        for name in ("history_mask", "history_crop", "dropout"):
-            value = getattr(self, name)
-            _must(value is None or 0.0 <= value < 1.0, f"{name} must be from 0 to below 1", value)
-        _must(0.0 <= self.average_with_start <= 1.0, "average_with_start must be 0 to 1", self.average_with_start)
-        _must(0.0 < self.shrink <= 1.0, "shrink must be above 0 and at most 1", self.shrink)
-        kinds = ("adam", "adamw", "adafactor")
-        _must(self.optimizer in kinds, "optimizer must be adam, adamw or adafactor", self.optimizer)
-        decays = self.optimizer != "adam" or not self.weight_decay
-        _must(decays, "weight_decay needs the optimizer adamw or adafactor", self.weight_decay)
-        _must(self.rate_trials == 0 or self.rate_trials > 1, "rate_trials must be 0 or at least 2", self.rate_trials)
-        _must(self.rate_trial_steps > 0, "rate_trial_steps must be above 0", self.rate_trial_steps)
-
-
-def _must(holds: bool, rule: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{rule}; it is {value!r}. Correct the schedule's methods.")
-
-
-@dataclass(frozen=True)
 class Schedule:
     """How a learner is trained in one job.
 
@@ -226,7 +143,7 @@ class Schedule:
     enough_steps: int = 0
     least_steps: int = 0
     decay: Literal["none", "linear"] = "none"
-    methods: Methods = Methods()
+    methods: Methods = field(default_factory=Methods)
 
     def __post_init__(self) -> None:
         """Refuses a decay that is none."""
@@ -324,6 +241,14 @@ class Calibrated(Protocol):
 
 
 @runtime_checkable
+class AdaptsEncoder(Protocol):
+    """A learner whose text encoder a retrain may teach; updates keep it as it is. Not every learner is one."""
+
+    def adapt(self, context: pa.Table, examples: Examples, methods: Methods) -> None:
+        """Called of a base, before it grows; nothing is done where the methods do not ask for it."""
+
+
+@runtime_checkable
 class Sharable(Protocol):
     """A learner that several workers can train together, each on its share of the examples. Not every learner is one.
 
@@ -348,6 +273,19 @@ class Reader(Protocol):
         retrain asks the model that it made, and the rows stand if it serves. The same table may get rows of the same
         facts again, from a later version: its readers take the newest.
         """
+
+
+@runtime_checkable
+class MakesExamples(Protocol):
+    """A task that makes up examples of its own beside those that happened. Not every task does.
+
+    They are trained on and nothing else: they teach no row, no judge sees them.
+    """
+
+    def made(
+        self, tables: Snapshot, learnt: Examples, methods: Methods, generator: np.random.Generator
+    ) -> Examples:
+        """What is made of the examples that are learnt, by the methods; none where these ask for none."""
 
 
 class Task(Protocol):

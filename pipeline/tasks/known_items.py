@@ -6,7 +6,7 @@ that changed, and an item that was deleted leaves every model alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ibis
 import numpy as np
@@ -21,15 +21,17 @@ from pipeline.texts import TextVectors, content_hash
 
 _DESCRIPTION_CHARACTERS = 300  # the encoder reads at most 128 tokens; titles come first
 _MOST_IDS_IN_FILTER = 50_000  # beyond, reading the whole catalogue is faster than the membership test
+Reword = Callable[[str], str]  # a text in another wording
 _SEEN_IN = {"items": "change_time", "events": "event_time"}
 _SEEN_SCHEMA = pa.schema([pa.field("item_id", pa.string()), pa.field("last_seen", TIME)])
 _CATALOGUE_COLUMNS = ("item_id", "change_id", "change_time", "title", "description", "category", "brand", "price")
 
 
 def described(
-    tables: Snapshot, since: Mapping[str, int] | None, texts: TextVectors, *, told_only: bool = False
+    tables: Snapshot, since: Mapping[str, int] | None, texts: TextVectors, reword: Reword | None = None, *,
+    told_only: bool = False,
 ) -> pa.Table:
-    """All items, or those that changed after `since`, as `catalogue` gives them with `content_hash`, `text_vector`.
+    """All items, or those that changed after `since`, as `catalogue` has them, with `content_hash`, `text_vector`.
 
     `last_seen` is the time of an item's newest event or change (of those since then); null: it is known no more.
 
@@ -37,19 +39,24 @@ def described(
         tables: at the versions that count.
         since: versions of the same tables.
         texts: gives the vectors.
+        reword: says a text otherwise; then there is `wording_vector` as well, and no vector is left out.
         told_only: `text_vector` is null where the catalogue has said nothing since then: reading the vectors of all
             that was chosen costs a pass over those of the whole catalogue.
     """
     items = catalogue(tables, seen(tables) if since is None else seen_since(tables, since))
     words = items["text"].to_pylist()
     told = np.ones(len(items), bool)
-    if told_only and since is not None:
+    if told_only and since is not None and reword is None:
         changed = tables.lake.changes("items", since["items"], tables.versions["items"])["item_id"]
         told = pc.is_in(items["item_id"], value_set=changed.combine_chunks()).to_numpy(zero_copy_only=False)
     vectors = texts.of([word if one else None for word, one in zip(words, told, strict=True)])
-    return items.drop_columns(["text"]).append_column(
+    table = items.append_column(
         "content_hash", pa.array([content_hash(text or "") for text in words], pa.string())
     ).append_column("text_vector", vector_column(vectors, missing=~told))
+    if reword is None:
+        return table
+    others = texts.of([reword(text) if text else text for text in words])
+    return table.append_column("wording_vector", vector_column(others))
 
 
 def catalogue(tables: Snapshot, seen: pa.Table) -> pa.Table:

@@ -18,10 +18,12 @@ from pipeline.lake import Lake
 from pipeline.profiles import Counts
 from pipeline.snapshot import Snapshot
 from pipeline.tasks import recommend_examples
-from pipeline.tasks.contract import Examples, GateRules, Schedule, Scores, State
-from pipeline.tasks.known_items import catalogue, described, seen, vector_column
+from pipeline.tasks.contract import Examples, GateRules, Methods, Schedule, Scores, State
+from pipeline.tasks.known_items import Reword, catalogue, described, seen, vector_column
 from pipeline.tasks.recommend_baseline import score_baseline
-from pipeline.texts import TextVectors
+from pipeline.tasks.recommend_searches import searches_of_titles
+from pipeline.tasks.wordings import near_words, reworded
+from pipeline.texts import Encoder, TextVectors
 
 if TYPE_CHECKING:
     from pipeline.tasks.recommend_learner import RecommenderLearner
@@ -79,31 +81,37 @@ class Recommend:
     def examples(self, tables: Snapshot, rows: pa.Table) -> Examples:
         """Users at moments (recommend_examples.EXAMPLES_SCHEMA) and `query_vector` [dimension] float32 or null."""
         table = recommend_examples.examples(tables, rows).table
-        return Examples(table.append_column("query_vector", self._query_vectors(table["query"])))
+        return Examples(self._with_query_vectors(tables, table))
+
+    def made(
+        self, tables: Snapshot, learnt: Examples, methods: Methods, generator: np.random.Generator
+    ) -> Examples:
+        """Searches made up from the titles of chosen items, `title_queries` for each example."""
+        chosen = searches_of_titles(tables, learnt.table, methods.title_queries, generator)
+        return Examples(self._with_query_vectors(tables, chosen).select(learnt.table.column_names))
 
     def context(self, tables: Snapshot, since: Mapping[str, int] | None) -> pa.Table:
-        """Items: `item_id`, `title`, `category`, `brand`, `price`, `last_seen`, `content_hash`, `text_vector`, by id.
+        """Items: `item_id`, `title`, `category`, `brand`, `price`, `text`, its hash and vector, `last_seen`; by id.
 
         Texts and price are the newest that the catalogue has; an item that only events know has none. `last_seen` is
         the time of its newest event or change (of those since then); null: catalogue and events know it no more.
         `text_vector` is null where the catalogue has said nothing since then: the learner has it.
         """
-        return described(tables, since, self._texts, told_only=True)
+        return described(tables, since, self._texts, self._reword(tables), told_only=True)
 
     def learner(self, seed: int) -> RecommenderLearner:
         """The pretrained text encoder under an untrained recommender."""
         from pipeline.tasks.recommend_learner import RecommenderLearner
 
         return RecommenderLearner(
-            seed=seed, text_dimension=self._texts.dimension, encoder=lambda: self._encoder,
-            vectors=self._known_vectors,
+            seed=seed, text_dimension=self._texts.dimension, encoder=lambda: self._encoder, cached=self._cached
         )
 
     def restore(self, state: State) -> RecommenderLearner:
         """The recommender that `state` was taken from."""
         from pipeline.tasks.recommend_learner import RecommenderLearner
 
-        return RecommenderLearner.restore(state, encoder=lambda: self._encoder, vectors=self._known_vectors)
+        return RecommenderLearner.restore(state, encoder=lambda: self._encoder, cached=self._cached)
 
     def baseline(self, tables: Snapshot, examples: Examples) -> Scores:
         """What the user bought most often; for a search, TF-IDF."""
@@ -128,12 +136,31 @@ class Recommend:
 
     @cached_property
     def _texts(self) -> TextVectors:
-        return TextVectors(self._lake, self._encoder)
+        return self._cached(self._encoder)
 
-    def _known_vectors(self, hashes: Sequence[str]) -> np.ndarray:
-        return self._texts.known(hashes)
+    def _cached(self, encoder: Encoder) -> TextVectors:
+        return TextVectors(self._lake, encoder)
 
-    def _query_vectors(self, queries: pa.ChunkedArray) -> pa.Array:
-        words = queries.to_pylist()
-        vectors = self._texts.of(words)
-        return vector_column(vectors, missing=np.array([not word for word in words], bool))
+    def _reword(self, tables: Snapshot) -> Reword | None:
+        """Another wording of a text, where one of the schedules asks for it: the updates' first."""
+        schedules = (self.update_schedule, self.base_schedule)
+        methods = next((one.methods for one in schedules if one.methods.reword), None)
+        if methods is None:
+            return None
+        near = tables.remembered("recommend.near_words", lambda: self._near(tables)) if methods.text_synonym else {}
+        return lambda text: reworded(text, methods, near)
+
+    def _near(self, tables: Snapshot) -> Mapping[str, Sequence[str]]:
+        return near_words(catalogue(tables, seen(tables))["text"].to_pylist(), self._texts.of)
+
+    def _with_query_vectors(self, tables: Snapshot, examples: pa.Table) -> pa.Table:
+        """The examples with `query_vector`, and where texts are reworded `query_wording_vector`."""
+        words, reword = examples["query"].to_pylist(), self._reword(tables)
+        found = examples.append_column("query_vector", self._query_vectors(words))
+        if reword is None:
+            return found
+        others = self._query_vectors([reword(text) if text else text for text in words])
+        return found.append_column("query_wording_vector", others)
+
+    def _query_vectors(self, words: Sequence[str | None]) -> pa.Array:
+        return vector_column(self._texts.of(words), missing=np.array([not word for word in words], bool))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from models.compact_ensemble import load_recommender
 from models.compact_recommender import CompactRecommender, best
 from pipeline.profiles import MISSING, UNKNOWN, Counts
 
@@ -59,7 +60,7 @@ def answers_in_counts(
 
 def load_compact(artifacts: Path) -> CompactRecommender:
     """The model among a package's artifacts."""
-    return CompactRecommender.load(artifacts / "recommender")
+    return load_recommender(artifacts / "recommender")
 
 
 def _heads(compact: CompactRecommender) -> np.ndarray:

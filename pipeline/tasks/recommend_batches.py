@@ -25,6 +25,7 @@ from pipeline.vocabulary import Vocabulary
 # (sampled: 34), 109 with 16,000 (35), 395 with 64,000 (35); the break-even is at 2,000 (bench_growth.py, two cores).
 EXACT_ITEMS = 8192
 SAMPLED_ITEMS = 2048  # beyond, over so many draws
+_REWORDED = 0.5  # how often a text is seen in its other wording: as often as itself
 _SAMPLING_POWER = 0.75  # word2vec's (Mikolov et al. 2013): between how often items are chosen and all alike
 
 Batch = Mapping[str, np.ndarray]
@@ -46,13 +47,17 @@ class Encoded:
     target_place: np.ndarray  # of each target in its example's history, from 0; -1: it is not there
     target_counted: np.ndarray  # whether what goes with it is counted: of a large basket the first TARGETS items are
     query_vector: np.ndarray
+    query_wording: np.ndarray  # of the query in another wording; where there is none, as it is
     has_query: np.ndarray
     rating_index: np.ndarray
     rating: np.ndarray
 
     @classmethod
     def of(cls, table: pa.Table, items: Vocabulary, projection: np.ndarray) -> Encoded:
-        """The examples (EXAMPLES_SCHEMA and `query_vector`); queries are projected as the items' texts are."""
+        """The examples (EXAMPLES_SCHEMA and `query_vector`); queries are projected as the items' texts are.
+
+        There may be a `query_wording_vector` as well, of the query in another wording.
+        """
         table = table.combine_chunks()
         query = table["query_vector"]
         has_query = query.is_valid().to_numpy().astype(np.float32)
@@ -66,6 +71,10 @@ class Encoded:
         history_chosen = np.zeros(len(history_index), bool)
         again = np.flatnonzero((target_place >= 0) & target_counted)
         history_chosen[history_offsets[owners(target_offsets)[again]] + target_place[again]] = True
+        query_vector = _projected_queries(query, has_query, projection)
+        query_wording = query_vector
+        if "query_wording_vector" in table.column_names:
+            query_wording = _projected_queries(table["query_wording_vector"], has_query, projection)
         return cls(
             times=table["time"].cast(pa.int64()).to_numpy(),
             history_offsets=history_offsets, history_index=history_index,
@@ -74,7 +83,7 @@ class Encoded:
             history_days=_flat(table["history_days"]), history_chosen=history_chosen,
             target_offsets=target_offsets, target_index=target_index, target_place=target_place,
             target_counted=target_counted,
-            query_vector=_projected_queries(query, has_query, projection), has_query=has_query,
+            query_vector=query_vector, query_wording=query_wording, has_query=has_query,
             rating_index=rating_index, rating=rating * (rating_index > 0),
         )
 
@@ -131,6 +140,7 @@ class Batcher:
     def __init__(
         self, encoded: Encoded, tables: ItemTables, trends: Trends, neighbours: Neighbours,
         generator: np.random.Generator, *, counted: bool, mask: float = 0.0, crop: float = 0.0,
+        reword: bool = False,
     ) -> None:
         """Takes the examples and what is known of items.
 
@@ -141,8 +151,9 @@ class Batcher:
             counted: whether `trends` and `neighbours` have counted these examples.
             mask: chance of each item of a history to be left out.
             crop: share of each history that is cut away, but for one piece.
+            reword: whether texts are seen in their other wording at times.
         """
-        self._mask, self._crop = mask, crop
+        self._mask, self._crop, self._reword = mask, crop, reword
         self._encoded, self._tables, self._trends, self._neighbours = encoded, tables, trends, neighbours
         self._generator, self._counted = generator, counted
         self._moments = trends.moment_of(encoded.times)
@@ -180,6 +191,7 @@ class Batcher:
         rows, candidates, correction = self._rows(outside, items, rating)
         moments, moment = np.unique(self._moments[chosen], return_inverse=True)
         near, near_value = self._near(chosen, items[:, :NEIGHBOUR_HISTORY], len(rows))
+        query = self._either(encoded.query_vector[chosen], encoded.query_wording[chosen])
         batch = {
             **history, "rows": rows,
             **(self._whole if self._exact else self._facts(rows)),
@@ -188,7 +200,7 @@ class Batcher:
             "history_index": self._place[items],
             "own_column": np.where(self._place[items] < candidates, self._place[items], 0),
             "neighbour_entries": near, "neighbour_value": near_value,
-            "query_vector": filled(encoded.query_vector[chosen], batch_size),
+            "query_vector": filled(query, batch_size),
             "has_query": filled(encoded.has_query[chosen], batch_size),
             "target_index": self._place[outside], "own_targets": place.astype(np.int32),
             "rating_index": self._place[rating], "rating": filled(encoded.rating[chosen], batch_size),
@@ -219,10 +231,16 @@ class Batcher:
         return rows, len(candidates), correction
 
     def _facts(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            "rows_text": self._tables.text(rows), "rows_price": self._tables.price(rows),
-            "rows_seen": self._neighbours.seen[rows],
-        }
+        text = self._tables.text(rows)
+        if self._reword:
+            text = self._either(text, self._tables.wording(rows))
+        return {"rows_text": text, "rows_price": self._tables.price(rows), "rows_seen": self._neighbours.seen[rows]}
+
+    def _either(self, vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """The vectors [n, width], or where texts are reworded some of the others in their places."""
+        if not self._reword:
+            return vectors
+        return np.where(self._generator.random((len(vectors), 1)) < _REWORDED, others, vectors)
 
     def _trend(self, moment: int, rows: np.ndarray) -> np.ndarray:
         if not self._exact:

@@ -40,6 +40,7 @@ class ItemTables:
         self._category_rows = np.zeros((1, dimension), np.float32)
         self._category_moments = RowMoments.zeros(1, dimension)
         self._text = np.zeros((1, text_dimension), np.float16)
+        self._wording: np.ndarray | None = None  # of the texts in another wording, where that is asked for
         self._price = np.zeros((1, 3), np.float32)
         self._category = np.zeros(1, np.int32)
         self._last_seen = np.zeros(1, np.int32)
@@ -56,6 +57,8 @@ class ItemTables:
             for array in (self._rows, self._text, self._price, self._category, self._last_seen)
         )
         self._category_rows = lengthened(self._category_rows, categories)
+        if self._wording is not None:
+            self._wording = lengthened(self._wording, items)
         self._moments.grow(items)
         self._category_moments.grow(categories)
 
@@ -71,15 +74,30 @@ class ItemTables:
     def describe(self, rows: np.ndarray, text: np.ndarray, price: np.ndarray, category: np.ndarray) -> None:
         """Writes facts of items: text [n, text_dimension], price [n, 3], category [n]."""
         self._text[rows], self._price[rows], self._category[rows] = text, price, category
+        if self._wording is not None:
+            self._wording[rows] = text
+
+    def describe_otherwise(self, rows: np.ndarray, wording: np.ndarray) -> None:
+        """Writes the texts of items in another wording, [n, text_dimension]; items never given one have their text."""
+        if self._wording is None:
+            self._wording = self._text.copy()
+        self._wording[rows] = wording
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """[n, dimension] float32: the trained rows of items, their own (once admitted) and their category's."""
-        own = self._rows[index] * self._admitted(index)[:, None]
-        return own + self._category_rows[self._category[index]]
+        return self.rows_under(self._rows, self._category_rows, index)
+
+    def rows_under(self, rows: np.ndarray, category_rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """[n, dimension] float32: the same of other rows, [items, dimension] and [categories, dimension]."""
+        return rows[index] * self._admitted(index)[:, None] + category_rows[self._category[index]]
 
     def text(self, index: np.ndarray) -> np.ndarray:
         """[n, text_dimension] float32."""
         return self._text[index].astype(np.float32)
+
+    def wording(self, index: np.ndarray) -> np.ndarray:
+        """[n, text_dimension] float32, the texts in another wording."""
+        return self.text(index) if self._wording is None else self._wording[index].astype(np.float32)
 
     def price(self, index: np.ndarray) -> np.ndarray:
         """[n, 3] float32."""
@@ -125,6 +143,7 @@ class ItemTables:
         self._rows, self._text, self._price, self._category, self._last_seen = (
             array[kept] for array in (self._rows, self._text, self._price, self._category, self._last_seen)
         )
+        self._wording = None if self._wording is None else self._wording[kept]
         moments = self._moments
         moments.first, moments.second, moments.steps = moments.first[kept], moments.second[kept], moments.steps[kept]
 
@@ -136,6 +155,8 @@ class ItemTables:
             "items/category": self._category[:items], "items/last_seen": self.last_seen,
             "categories/rows": self._category_rows[:categories],
         }
+        if self._wording is not None:
+            held["items/wording"] = self._wording[:items]
         for name, moments, size in (
             ("items", self._moments, items), ("categories", self._category_moments, categories)
         ):
@@ -157,6 +178,7 @@ class ItemTables:
                 "items/rows", "items/text", "items/price", "items/category", "items/last_seen", "categories/rows"
             )
         )
+        tables._wording = with_room(arrays["items/wording"]) if "items/wording" in arrays else None
         tables._moments, tables._category_moments = (
             RowMoments(*(with_room(arrays[f"{name}/{part}"]) for part in ("first", "second", "steps")))
             for name in ("items", "categories")

@@ -7,9 +7,7 @@ catalogue: tables that grow (recommend_items.py), what was chosen lately (recomm
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
 
-import models
-from models import recommender_service
+from models.compact_ensemble import CompactEnsemble
 from models.compact_recommender import CompactRecommender
+from models.growing import fitted
 from models.recommender import Recommender, RecommenderSizes, as_json
 from models.trainer import StepMethods, Trainer, variables_of
 from models.workers import Workers
@@ -29,9 +27,12 @@ from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, groups_by_length, vectors_of
+from pipeline.tasks.recommend_ensemble import Elders, compact_weights
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_neighbours import Neighbours
+from pipeline.tasks.recommend_package import written_package
 from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
+from pipeline.tasks.recommend_texts import Texts, Vectors
 from pipeline.tasks.recommend_trends import Trends
 
 K = 20  # items on a shop's first page of results
@@ -44,8 +45,6 @@ _WEIGHED_EXAMPLES = 128  # replayed examples, a step each, that tell the Fisher 
 # after thirteen months without a choice, a look or a change it is more likely gone.
 EXPIRY_DAYS = 400
 _LEAST_EXPIRED_SHARE = 16  # dropping rows copies every table: only where at least one row in so many would go
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "tokenizers")
-_WITH_TENSORFLOW = (*_REQUIREMENTS, "tensorflow", "keras", "keras-hub")  # where the encoder has no compact form
 
 
 class RecommenderLearner:
@@ -53,7 +52,7 @@ class RecommenderLearner:
 
     def __init__(
         self, *, seed: int, text_dimension: int, encoder: Callable[[], Any], sizes: RecommenderSizes | None = None,
-        vectors: Callable[[Sequence[str]], np.ndarray] | None = None,
+        cached: Callable[[Any], Vectors] | None = None,
     ) -> None:
         """An untrained recommender that knows no item.
 
@@ -62,11 +61,12 @@ class RecommenderLearner:
             text_dimension: length of a text vector.
             encoder: gives the text encoder, called only when a package is written.
             sizes: other than the default ones.
-            vectors: gives the vectors of texts by their content hashes; only where a context leaves vectors out.
+            cached: the vectors of texts by an encoder; asked where this learner has one of its own, or where a context
+                leaves out the vector of an item that is not known any more.
         """
         tf.config.experimental.enable_op_determinism()
         self._seed = seed
-        self._encoder, self._vectors = encoder, vectors
+        self._texts = Texts(encoder, cached)
         self._sizes = sizes or RecommenderSizes(min(text_dimension, TEXT_DIMENSION))
         self._price_scale: tuple[float, float] | None = None
         self._projection = np.eye(text_dimension, self._sizes.text_dimension, dtype=np.float32)
@@ -75,10 +75,18 @@ class RecommenderLearner:
         self._network = Recommender(self._sizes, seed)
         self._trainer = Trainer(self._network)
         self._methods = Methods()
+        self._elders = Elders()
         self._start: ItemTables | None = None  # as they were when a job began, for what holds to it
         self._share: Share | None = None  # of the examples, where several workers train
 
     # --- growth ---
+
+    def adapt(self, context: pa.Table, examples: Examples, methods: Methods) -> None:
+        """Teaches the text encoder, before anything else is learnt, where the methods ask for it."""
+        if methods.lora_rank:
+            self._texts = self._texts.adapt(
+                context, examples, rank=methods.lora_rank, steps=methods.lora_steps, seed=self._seed
+            )
 
     def grow(self, context: pa.Table, examples: Examples) -> Mapping[str, int]:
         """Takes in items and what changed of them, and counts what the examples choose.
@@ -90,20 +98,23 @@ class RecommenderLearner:
             examples: what will be learnt.
         """
         tables, before = self._tables, len(self._tables)
-        context = self._without_gone(context)
+        context = self._texts.of_items(self._without_gone(context))
         known = len(tables)
         rows = tables.items.grow(context["item_id"].to_pylist())
         tables.categories.grow(sorted({name for name in context["category"].to_pylist() if name}))
         tables.grow()
         self._trends.grow(len(tables))
         self._neighbours.grow(len(tables))
+        self._elders.grow(len(tables), len(tables.categories))
         if len(rows):
             if known == 1:
                 vectors = vectors_of(context["text_vector"], len(self._projection))
                 self._projection = principal_directions(vectors, self._projection.shape[1])
                 del vectors
-            text, price = self._texts(context, rows, known), self._price_features(context["price"])
+            text, price = self._text_of(context, rows, known), self._price_features(context["price"])
             tables.describe(rows, text, price, tables.categories.indices_of(context["category"].cast(pa.string())))
+            if "wording_vector" in context.column_names:
+                tables.describe_otherwise(rows, self._projected(context["wording_vector"]))
         if "last_seen" in context.column_names:
             tables.see_on(rows, context["last_seen"].cast(pa.date32(), safe=False).cast(pa.int32()).to_numpy())
         grown = len(tables)
@@ -114,7 +125,7 @@ class RecommenderLearner:
             "items_described": len(rows), "items_gone": before - known, "items_expired": grown - len(tables),
         }
 
-    def _texts(self, context: pa.Table, rows: np.ndarray, known: int) -> np.ndarray:
+    def _text_of(self, context: pa.Table, rows: np.ndarray, known: int) -> np.ndarray:
         """[n, text_dimension] float16, the projected texts of the items `rows`; row `known` and above are new."""
         told = context["text_vector"].is_valid().to_numpy()
         if told.all():
@@ -122,9 +133,9 @@ class RecommenderLearner:
         text = self._tables.text(rows).astype(np.float16)
         text[told] = self._projected(context["text_vector"].filter(pa.array(told)))
         back = ~told & (rows >= known)  # expired once, chosen again, and the catalogue has said nothing since
-        if back.any() and self._vectors is not None:
-            vectors = self._vectors(context["content_hash"].filter(pa.array(back)).to_pylist())
-            text[back] = vectors @ self._projection
+        if back.any():
+            hashes = context["content_hash"].filter(pa.array(back)).to_pylist()
+            text[back] = self._texts.known(hashes) @ self._projection
         return text
 
     def _projected(self, column: pa.ChunkedArray) -> np.ndarray:
@@ -163,6 +174,7 @@ class RecommenderLearner:
         moved[kept] = np.arange(len(kept))
         self._trends.keep(kept, moved)
         self._neighbours.keep(kept, moved)
+        self._elders.keep(kept)
         self._tables.keep(kept)
 
     def _count(self, encoded: Encoded) -> int:
@@ -205,6 +217,10 @@ class RecommenderLearner:
         )
         if self._share is not None:
             refuse_alone(methods)
+        if methods.ensemble < 2:
+            self._elders.forget()
+        elif self._trainer.optimizer.iterations.numpy():  # what was never trained has nothing to say
+            self._elders.remember(self._weights(), most=methods.ensemble - 1)
         self._methods = methods
         self._trainer.use(step)
         self._tables.decay_by(methods.weight_decay)
@@ -235,6 +251,7 @@ class RecommenderLearner:
         batcher = Batcher(
             encoded, self._tables, self._trends, self._neighbours, generator, counted=True,
             mask=self._methods.history_mask, crop=self._methods.history_crop,
+            reword=self._methods.reword,
         )
         replayed = examples.replayed.astype(np.float32) if self._methods.distillation else None
         for place in generator.permutation(len(groups)):
@@ -275,8 +292,12 @@ class RecommenderLearner:
         """The dense weights, and the rows of items and categories."""
         return {one.path for one in self._network.trainable_variables} | {"items/rows", "categories/rows"}
 
+    def _weights(self) -> dict[str, np.ndarray]:
+        arrays = self._tables.arrays() | {one.path: one.numpy() for one in self._network.trainable_variables}
+        return {name: np.array(arrays[name]) for name in self.weights()}
+
     def _encoded(self, examples: Examples) -> Encoded:
-        return Encoded.of(examples.table, self._tables.items, self._projection)
+        return Encoded.of(self._texts.of_queries(examples.table), self._tables.items, self._projection)
 
     # --- judging ---
 
@@ -352,16 +373,17 @@ class RecommenderLearner:
         }
         weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
         counters = self._trends.arrays("trends") | self._neighbours.arrays("neighbours")
-        return State(weights | self._tables.arrays() | counters | {"projection": self._projection.copy()}, meta)
+        held = self._tables.arrays() | counters | self._elders.arrays() | self._texts.arrays()
+        return State(weights | held | {"projection": self._projection.copy()}, meta)
 
     @classmethod
     def restore(
-        cls, state: State, encoder: Callable[[], Any], vectors: Callable[[Sequence[str]], np.ndarray] | None = None
+        cls, state: State, encoder: Callable[[], Any], cached: Callable[[Any], Vectors] | None = None
     ) -> RecommenderLearner:
         """The learner that `state` was taken from, bit for bit; one of a smaller network goes on in this larger one."""
         learner = cls(
             seed=state.meta["seed"], text_dimension=state.meta["text_dimension"], encoder=encoder,
-            sizes=RecommenderSizes(**state.meta["sizes"]), vectors=vectors,
+            sizes=RecommenderSizes(**state.meta["sizes"]),
         )
         scale = state.meta["price_scale"]
         learner._price_scale = None if scale is None else (scale[0], scale[1])
@@ -371,71 +393,26 @@ class RecommenderLearner:
         learner._neighbours = Neighbours.from_arrays(state.arrays, "neighbours")
         learner.use(Methods(optimizer=state.meta["optimizer"]), Examples(pa.table({})))
         for path, variable in variables_of(learner._trainer).items():
-            variable.assign(_fitted(state.arrays.get(path), variable.shape))
+            variable.assign(fitted(state.arrays.get(path), variable.shape))
+        learner._texts = Texts.from_arrays(state.arrays, encoder, cached)
+        learner._elders = Elders.from_arrays(state.arrays)
         return learner
 
     # --- for consumers ---
 
     def compact(self) -> CompactRecommender:
-        """The recommender in plain arrays, as consumers use it."""
-        network, neighbours = self._network, self._neighbours
-        user, copy, near = network.user_tower, network.copy_head, network.neighbour_head
-        weights = {
-            "weigh_item": user.weigh_item, "weigh_features": user.weigh_features,
-            "user_hidden_kernel": user.hidden_kernel, "user_hidden_bias": user.hidden_bias,
-            "user_direct_kernel": user.direct_kernel, "user_output_kernel": user.output_kernel,
-            "copy_linear": copy.linear, "copy_popularity": copy.popularity, "copy_again": copy.again,
-            "copy_hidden_kernel": copy.hidden_kernel, "copy_hidden_bias": copy.hidden_bias,
-            "copy_output_kernel": copy.output_kernel, "trend_mix": network.trend_head.mix,
-            "neighbour_features": near.weigh_features, "neighbour_gain": near.gain,
-            "neighbour_own_gain": near.own_gain,
-            "neighbour_log_scale": near.log_scale,
-            "query_kernel": network.query_kernel, "search_gates": network.search_gates,
-        }
-        tower, everything = network.item_tower, np.arange(len(self._tables))
-        vectors = tower(self._tables.rows(everything), self._tables.text(everything), self._tables.price(everything))
-        return CompactRecommender(self._tables.items.ids, {
-            **{name: variable.numpy() for name, variable in weights.items()},
-            "items": vectors.numpy(), "trend": self._trends.logs(len(self._trends.moments)),
-            "text_adapter": tower.text_adapter.numpy(), "text_projection": self._projection,
+        """The recommender in plain arrays, as consumers use it, with the versions that answer with it."""
+        everything, neighbours = np.arange(len(self._tables)), self._neighbours
+        newest = compact_weights(self._network, self._tables, self._tables.rows(everything)) | {
+            "trend": self._trends.logs(len(self._trends.moments)), "text_projection": self._projection,
             "neighbour_index": neighbours.index, "neighbour_value": neighbours.value,
             "neighbour_seen": neighbours.seen,
-        })
+        }
+        if not len(self._elders):
+            return CompactRecommender(self._tables.items.ids, newest)
+        elders = self._elders.compact_weights(Recommender(self._sizes, self._seed), self._tables)
+        return CompactEnsemble(self._tables.items.ids, newest, elders)
 
     def package(self, folder: Path) -> Package:
         """Writes the compact arrays and the text encoder below `folder`."""
-        shutil.rmtree(folder, ignore_errors=True)
-        compact = self.compact().rounded()
-        compact.save(folder / "recommender")
-        encoder = self._encoder()
-        small = encoder.compact()
-        encoder, requirements = (encoder, _WITH_TENSORFLOW) if small is None else (small, _REQUIREMENTS)
-        encoder.save(folder / "text_encoder")
-        service = recommender_service.RecommenderService(compact, lambda: encoder)
-        example = recommender_service.input_example(compact.ids[1:].tolist())
-        return Package(
-            model_code=Path(recommender_service.__file__),
-            code_folders=(Path(models.__file__).parent,),
-            artifacts={"recommender": folder / "recommender"},
-            config={"code_package": "models"},
-            requirements=tuple(f"{name}=={version(name)}" for name in requirements),
-            input_example=example,
-            output_example=service.answer(example, recommender_service.PARAMETERS),
-            parameters=recommender_service.PARAMETERS,
-            shared={"text_encoder": folder / "text_encoder"},
-        )
-
-
-def _fitted(held: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """An array of a checkpoint in `shape`: the inputs that its network did not have count for nothing at first.
-
-    Raises:
-        ValueError: it is larger, or differs in more than its first axis.
-    """
-    if held is None:
-        return np.zeros(shape, np.float32)
-    if held.shape[1:] != shape[1:] or (len(shape) and held.shape[0] > shape[0]):
-        raise ValueError(
-            f"A checkpoint's array must fit into {shape}; it is {held.shape}. Its network is another one: retrain."
-        )
-    return held if held.shape == shape else np.pad(held, [(0, shape[0] - len(held))] + [(0, 0)] * (held.ndim - 1))
+        return written_package(self.compact().rounded(), self._texts.encoder, folder)

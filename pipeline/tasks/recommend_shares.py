@@ -114,10 +114,9 @@ class Share:
 
 def refuse_alone(methods: Methods) -> None:
     """Refuses methods whose draws or sums are of a whole batch, which no worker has."""
-    asked = [
-        name for name in ("distillation", "l2_pull", "ewc", "adversarial_radius", "history_mask", "history_crop")
-        if getattr(methods, name)
-    ]
+    alone = ("distillation", "l2_pull", "ewc", "adversarial_radius", "history_mask", "history_crop", "text_crop",
+             "text_mask", "text_synonym")
+    asked = [name for name in alone if getattr(methods, name)]
     if asked:
         raise ValueError(
             f"Several workers train without {', '.join(asked)}. Take it out of the schedule or set EVERGREEN_WORKERS=1."

@@ -115,11 +115,13 @@ class TextLearner:
         Raises:
             ValueError: methods that this learner does not have.
         """
-        if methods.ewc or methods.adversarial_radius:
-            raise ValueError(
-                "A text classifier has neither ewc nor adversarial_radius; received "
-                f"{methods.ewc} and {methods.adversarial_radius}. Leave both 0 in its schedules."
-            )
+        others = (
+            "ewc", "adversarial_radius", "ensemble", "text_crop", "text_mask", "text_synonym", "title_queries",
+            "lora_rank",
+        )
+        lacking = [name for name in others if getattr(methods, name)]
+        if lacking:
+            raise ValueError(f"A text classifier has no {', '.join(lacking)}; received {methods}. Leave them 0.")
         self._methods = methods
         self._trainer.use(StepMethods(
             distillation=methods.distillation, l2_pull=methods.l2_pull, optimizer=methods.optimizer,

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ import pandas as pd
 from pipeline.evaluation import interval
 from pipeline.settings import REPOSITORY
 from pipeline.sources.shop import ShopSize
-from pipeline.tasks.contract import Schedule
+from tests.benchmarks.learning_methods import compare
+from tests.benchmarks.learning_searches import SEARCHED_SHOP, fragments_held_out, searches_withheld
 from tests.benchmarks.lineage import Lineage, ServedLineage, Step, WithoutText, judged, measured_compilation
 from tests.benchmarks.rivals_on_log import rival_answers
 from tests.benchmarks.shop_log import Protocol, ShopLog
@@ -252,55 +254,35 @@ def aging(seeds: Sequence[int]) -> Part:
     return {}, {"aging": rows}
 
 
-# what is switched on, one at a time, beside the default update
-METHODS: Mapping[str, Callable[[Schedule], Schedule]] = {
-    "default": lambda schedule: schedule,
-    "no replay": lambda schedule: replace(schedule, replay_ratio=0.0, least_replayed=0),
-    "replay: twice as much": lambda schedule: replace(schedule, least_replayed=2 * schedule.least_replayed),
-    "replay: recent days": lambda schedule: with_methods(schedule, replay="recent"),
-    "replay: highest loss": lambda schedule: with_methods(schedule, replay="loss"),
-    "distillation 1": lambda schedule: with_methods(schedule, distillation=1.0),
-    "L2 pull 0.1": lambda schedule: with_methods(schedule, l2_pull=0.1),
-    "EWC 1000": lambda schedule: with_methods(schedule, ewc=1000.0),
-    "dropout 0": lambda schedule: with_methods(schedule, dropout=0.0),
-    "dropout 0.2": lambda schedule: with_methods(schedule, dropout=0.2),
-    "no early stopping, 4 passes": lambda schedule: replace(schedule, epochs=4, patience_epochs=99),
-    "learning rate by trials": lambda schedule: with_methods(schedule, rate_trials=4),
-    "learning rate / 10": lambda schedule: replace(schedule, learning_rate=schedule.learning_rate / 10),
-    "AdamW 0.1": lambda schedule: with_methods(schedule, optimizer="adamw", weight_decay=0.1),
-    "Adafactor": lambda schedule: with_methods(schedule, optimizer="adafactor"),
-    "FGM 0.1": lambda schedule: with_methods(schedule, adversarial_radius=0.1),
-    "history mask 0.2": lambda schedule: with_methods(schedule, history_mask=0.2),
-    "history crop 0.2": lambda schedule: with_methods(schedule, history_crop=0.2),
-    "averaged with the start 0.5": lambda schedule: with_methods(schedule, average_with_start=0.5),
-    "shrink 0.9, perturb 0.01": lambda schedule: with_methods(schedule, shrink=0.9, perturb=0.01),
-}
-
-
 def methods(seeds: Sequence[int]) -> Part:
-    """Each method of the field beside the default update, on Online Retail's weeks."""
-    table: dict[str, Any] = {}
-    lessons: dict[tuple[Any, ...], Any] = {}
+    """Each method of the field beside the default update, on Online Retail's weeks.
+
+    A row is written when it is finished, and taken as it is by another run of the same code and seeds.
+    EVERGREEN_BENCH_METHODS (names, by semicolons) asks for some alone.
+    """
+    wanted = [name for name in os.environ.get("EVERGREEN_BENCH_METHODS", "").split(";") if name]
+    done = json.loads(RESULTS.read_text())["tables"].get("methods", {}) if RESULTS.exists() else {}
+    started, commit = time.monotonic(), commit_of_code()
+
+    def keep(rows: Mapping[str, Any]) -> None:
+        write({}, {"methods": rows}, "methods", seeds, time.monotonic() - started)
+        newest = max(rows, key=lambda name: rows[name]["done"])
+        say(f"methods, {newest}: {rows[newest]['recall']:.4f}")
+
     with landed("online_retail", seeds[0]) as shop:
         steps = judged_steps(shop, shop.protocol.first_test_step)
-        starts = [
-            Lineage(shop, shop.task.update_schedule, seed).begin(shop.before(steps[0].number)) for seed in seeds
-        ]
-        for name, changed in METHODS.items():
-            lineages = [start.copy(changed(shop.task.update_schedule)) for start in starts]
-            for lineage in lineages:
-                lineage.lessons = lessons
-            frames: list[list[pd.DataFrame]] = [[] for _ in lineages]
-            for step in steps:
-                for place, lineage in enumerate(lineages):
-                    frames[place].append(answered(step, lineage.learner))
-                    lineage.update(step.number)
-            learnt = [step.number for step in steps]
-            table[name] = summary([pd.concat(one) for one in frames]) | {
-                "cpu_s_per_step": float(np.mean([mean_learning(one, learnt) for one in lineages]))
-            }
-            say(f"methods, {name}: {table[name]['recall']:.4f}")
-    return {}, {"methods": table}
+        return {}, {"methods": compare(shop, steps, seeds, done, wanted, commit, keep)}
+
+
+def searches(seeds: Sequence[int]) -> Part:
+    """What searches made of titles give where no log has any: a simulated shop's real ones, Online Retail's titles."""
+    with simulated(seeds[0], SEARCHED_SHOP) as shop:
+        withheld = searches_withheld(shop, seeds[0])
+        say(f"searches withheld: {json.dumps(withheld)}")
+    with landed("online_retail", seeds[0]) as shop:
+        step = judged_steps(shop, shop.protocol.first_test_step)[0]
+        held_out = fragments_held_out(shop, step, seeds[0])
+    return {}, {"searches": {"simulated shop": withheld, "Online Retail": held_out}}
 
 
 def growth(seeds: Sequence[int]) -> Part:
@@ -324,13 +306,8 @@ def step(seeds: Sequence[int]) -> Part:
 
 PARTS: Mapping[str, Callable[[Sequence[int]], Part]] = {
     "online_retail": online_retail, "diginetica": diginetica, "new_items": new_items, "growth": growth, "step": step,
-    "aging": aging, "methods": methods, "daily": daily,
+    "aging": aging, "methods": methods, "searches": searches, "daily": daily,
 }
-
-
-def with_methods(schedule: Schedule, **chosen: Any) -> Schedule:
-    """The schedule with some methods switched on."""
-    return replace(schedule, methods=replace(schedule.methods, **chosen))
 
 
 @contextmanager
@@ -347,11 +324,11 @@ def landed(name: str, seed: int, days: int | None = None) -> Iterator[ShopLog]:
 
 
 @contextmanager
-def simulated(seed: int) -> Iterator[ShopLog]:
-    """The simulated shop of the new items, day by day after its history; its customers differ with the seed."""
+def simulated(seed: int, size: ShopSize = NEW_ITEMS_SHOP) -> Iterator[ShopLog]:
+    """A simulated shop, day by day after its history; its customers differ with the seed."""
     with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
         say(f"simulated shop {seed}: landing its hours")
-        yield ShopLog.simulated(Path(folder), seed, NEW_ITEMS_SHOP)
+        yield ShopLog.simulated(Path(folder), seed, size)
 
 
 def replace_task(shop: ShopLog, task: Any) -> ShopLog:
@@ -421,11 +398,17 @@ def say(line: str) -> None:
     print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
 
 
+@cache
+def commit_of_code() -> str:
+    """The commit that is checked out when it is first asked for."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True, cwd=REPOSITORY)
+    return asked.stdout.strip()
+
+
 def write(figures: Figures, tables: Mapping[str, Any], part: str, seeds: Sequence[int], seconds: float) -> None:
     """Puts a part's figures into the results, beside those of the other parts."""
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"figures": {}, "tables": {}, "parts": {}}
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True, cwd=REPOSITORY)
-    commit = asked.stdout.strip()
+    commit = commit_of_code()
     result |= {"commit": commit, "seeds": list(SEEDS), "machine": f"{os.cpu_count()} x {platform.machine()}"}
     result["protocol"] = {
         "online_retail": "protocols/online_retail.toml", "diginetica": "protocols/diginetica.toml",

@@ -76,6 +76,7 @@ class Lineage:
         lesson = lesson_of_everything(self.shop.task, self.shop.tables(step), None, None)
         lessoned = time.process_time()
         learner = self.shop.task.learner(self.seed)
+        learner.adapt(lesson.context, lesson.train, self.shop.task.base_schedule.methods)
         learner.grow(lesson.context, lesson.new)
         trained = fine_tune(
             learner, self.shop.task.restore, lesson.train, lesson.tune, self.shop.task.base_schedule, seed=self.seed
