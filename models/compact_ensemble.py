@@ -80,7 +80,7 @@ def load_recommender(folder: Path) -> CompactRecommender:
     """What `save` wrote: one version, or several that answer together."""
     ids, arrays = read_arrays(folder)
     newest = {name: array for name, array in arrays.items() if not name.startswith("elder")}
-    elders = []
+    elders: list[dict[str, np.ndarray]] = []
     while prefixed := [name for name in arrays if name.startswith(_ELDER.format(len(elders) + 1))]:
         elders.append(opened({name.split("/", 1)[1]: arrays[name] for name in prefixed}))
     return CompactEnsemble(ids, opened(newest), elders) if elders else CompactRecommender(ids, opened(newest))
