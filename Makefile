@@ -90,7 +90,7 @@ tables: setup ## Write the measured figures into the README
 	$(RUN) tests.benchmarks.tables
 
 lock: ## Resolve pyproject.toml anew into requirements.lock
-	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra dev --generate-hashes --no-emit-index-url -o requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra dev --extra celery --extra kubernetes --generate-hashes --no-emit-index-url -o requirements.lock
 
 clean: ## Remove what was installed and everything that runs made (asks nothing)
 	-$(RUN) pipeline.installation down

@@ -3,7 +3,9 @@
 Everything comes from wheels and lives below `EVERGREEN_HOME`; nothing listens beyond 127.0.0.1, and PostgreSQL
 on a socket alone. supervisord restarts what dies (`airflow standalone` does not, and orphans its children).
 Secrets are made once, kept in a file that its owner alone can read, and reach the processes by environment.
-Any other PostgreSQL takes the embedded one's place by `EVERGREEN_DATABASE`.
+Any other PostgreSQL takes the embedded one's place by `EVERGREEN_DATABASE`, any other registry MLflow's by
+`EVERGREEN_MLFLOW`. With Airflow's CeleryExecutor, further machines take part by `worker`: they are told the same
+variables, of which `EVERGREEN_HOST` is the address of the machine that this module starts everything else on.
 
 From a shell: `python -m pipeline.installation --help`.
 """
@@ -64,6 +66,9 @@ class Secrets:
     admin_password: str = field(repr=False)
     webhook_key: str = field(repr=False)
 
+    # what must be the same on every machine; the others are of the one with the UIs
+    SHARED = ("EVERGREEN_MASK_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY")
+
     @classmethod
     def of(cls, home: Path, environment: Mapping[str, str]) -> Secrets:
         """The secrets below `home`, made where there are none; those in the environment win."""
@@ -89,18 +94,22 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the two UIs listen on 127.0.0.1."""
+    """Where the two UIs listen."""
 
     airflow: int
     mlflow: int
 
     @classmethod
     def of(cls, home: Path, environment: Mapping[str, str]) -> Ports:
-        """The ports of this installation: as told, as at its last start, or the first free from 8080 and 5000 on."""
+        """The ports of this installation: as told, as at its last start, or the first free from 8080 and 5000 on.
+
+        Where other machines are to find them (`EVERGREEN_HOST`) they are 8080 and 5000 unless told.
+        """
         path = home / "ports.json"
         held = json.loads(path.read_text()) if path.exists() else {}
+        choose = int if "EVERGREEN_HOST" in environment else free_port
         chosen = {
-            name: int(environment.get(f"EVERGREEN_{name.upper()}_PORT") or held.get(name) or free_port(first))
+            name: int(environment.get(f"EVERGREEN_{name.upper()}_PORT") or held.get(name) or choose(first))
             for name, first in (("airflow", 8080), ("mlflow", 5000))
         }
         home.mkdir(parents=True, exist_ok=True)
@@ -133,14 +142,25 @@ class Installation:
         return Ports.of(self.home, self._environment)
 
     @property
+    def host(self) -> str:
+        """The address at which the UIs listen and are found (`EVERGREEN_HOST`)."""
+        return self._environment.get("EVERGREEN_HOST") or "127.0.0.1"
+
+    @property
     def airflow_url(self) -> str:
         """Airflow's UI and API."""
-        return f"http://127.0.0.1:{self.ports.airflow}"
+        return f"http://{self.host}:{self.ports.airflow}"
 
     @property
     def mlflow_url(self) -> str:
         """MLflow's UI and API: the registry that consumers load from."""
-        return f"http://127.0.0.1:{self.ports.mlflow}"
+        return self._environment.get("EVERGREEN_MLFLOW") or f"http://{self.host}:{self.ports.mlflow}"
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What runs here: all of `PROGRAMS`, without an MLflow where another machine's is told."""
+        own = f"http://{self.host}:{self.ports.mlflow}"
+        return tuple(program for program in PROGRAMS if program != "mlflow" or self.mlflow_url == own)
 
     @cached_property
     def runtime(self) -> Path:
@@ -177,6 +197,8 @@ class Installation:
             # without it each server process makes its own, and what one wrote no other reads
             "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": self.secrets.webhook_key,
         }
+        if "EVERGREEN_DATABASE" in self._environment:  # other machines may write too: files would lock nobody out there
+            own["EVERGREEN_LOCK_URL"] = self._environment.get("EVERGREEN_LOCK_URL") or self.database("airflow")
         if registry_login.asked_for(self._environment):
             own |= registry_login.variables(
                 self.secrets.admin_password, self.secrets.jwt_secret, self._accounts_configuration
@@ -190,7 +212,7 @@ class Installation:
     def _airflow_environment(self) -> dict[str, str]:
         told = {
             "AIRFLOW_HOME": str(self.home / "airflow"),
-            "AIRFLOW__API__HOST": "127.0.0.1", "AIRFLOW__API__PORT": str(self.ports.airflow),
+            "AIRFLOW__API__HOST": self.host, "AIRFLOW__API__PORT": str(self.ports.airflow),
             "AIRFLOW__API__BASE_URL": self.airflow_url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API_AUTH__JWT_SECRET": self.secrets.jwt_secret,
@@ -201,6 +223,7 @@ class Installation:
             "AIRFLOW__CORE__FERNET_KEY": self.secrets.fernet_key,
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__PARALLELISM": "4",  # two cores, half of a task's time is waiting
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "4",  # the same for each worker's machine
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "dags" / "plugins"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.home / "airflow" / "passwords.json"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
@@ -235,10 +258,27 @@ class Installation:
         self._run([sys.executable, "-m", "airflow", "db", "migrate"])
         self._create_pools()
         report("starting MLflow and Airflow")
-        for program in PROGRAMS:
+        for program in self.programs:
             self._control("start", program)
         self._wait("MLflow", lambda: _answers(f"{self.mlflow_url}/health"))
         self._wait("Airflow", self._airflow_healthy)
+
+    def become_worker(self, words: Sequence[str]) -> None:
+        """Becomes a Celery worker, which takes tasks from the broker until it is ended; `words` go to Celery.
+
+        Raises:
+            InstallationError: a secret or an address that all machines must share is not told.
+        """
+        shared = [*Secrets.SHARED, "EVERGREEN_HOST", "EVERGREEN_DATABASE", "AIRFLOW__CELERY__BROKER_URL"]
+        missing = [name for name in shared if name not in self._environment]
+        if missing:
+            raise InstallationError(
+                f"A worker must be told what the machine that runs `up` was told; missing: {', '.join(missing)}. "
+                "Export the same variables on both (pipeline/docs/production.md has them)."
+            )
+        (self.home / "airflow").mkdir(parents=True, exist_ok=True)
+        os.chdir(self.home)
+        os.execvpe(sys.executable, [sys.executable, "-m", "airflow", "celery", "worker", *words], self.environment)
 
     def log_in(self) -> None:
         """Has this process log in to the registry, where that asks: what `exec` starts is logged in already."""
@@ -250,7 +290,7 @@ class Installation:
         pid = self._supervisor_pid()
         if pid is None:
             return
-        self._control("stop", *reversed(PROGRAMS))  # before the database that they use
+        self._control("stop", *reversed(self.programs))  # before the database that they use
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         while _alive(pid):
@@ -309,15 +349,15 @@ class Installation:
             # its database's address comes by environment: a process's arguments are for all to read
             "mlflow": f"{python} -m pipeline.installation alone {python} -m mlflow server "
                       f"--artifacts-destination {self.settings.artifacts} --serve-artifacts --workers 1 {login}"
-                      f"--host 127.0.0.1 --port {self.ports.mlflow}",
+                      f"--host {self.host} --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
             "airflow-scheduler": f"{python} -m pipeline.installation alone {python} -m airflow scheduler "
                                  "--skip-serve-logs",
             "airflow-dags": f"{python} -m airflow dag-processor",
             "airflow-triggerer": f"{python} -m airflow triggerer --skip-serve-logs",
         }
-        for program, command in commands.items():
-            self._program(config, program, command)
+        for program in self.programs:
+            self._program(config, program, commands[program])
         with self._configuration.open("w") as file:
             config.write(file)
 
@@ -517,6 +557,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("status", help="print what runs")
     run = commands.add_parser("exec", help="run a command in the installation's environment")
     run.add_argument("words", nargs=argparse.REMAINDER, help="the command, for example: airflow dags list")
+    worker = commands.add_parser("worker", help="take tasks from the broker on this machine (CeleryExecutor)")
+    worker.add_argument("words", nargs=argparse.REMAINDER, help="for `airflow celery worker`, for example: -c 2")
     alone = commands.add_parser("alone", help="run a server once what a killed run of it left is ended")
     alone.add_argument("words", nargs=argparse.REMAINDER, help="the command")
     chosen = parser.parse_args(arguments)
@@ -525,6 +567,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command == "alone":
             run_alone(installation.home, chosen.words)
+        if chosen.command == "worker":
+            installation.become_worker(chosen.words)
         if chosen.command == "exec":
             os.execvpe(chosen.words[0], chosen.words, installation.environment)
         if chosen.command == "up":

@@ -27,6 +27,7 @@ from pipeline.tasks.contract import State
 from pipeline.training import Trained
 from pipeline.workers import train_with
 from tests.benchmarks.bench_serving import write
+from tests.benchmarks.beyond_celery import measure_celery
 from tests.small_shop import publish_hours, settings_of, small_shop
 
 SMALL = {"items": 300, "users": 400}
@@ -88,7 +89,7 @@ def _beside(settings: Settings, name: str, steps: int) -> dict[str, float]:
 
 def main() -> None:
     """Measures all or what is named."""
-    parts = {"workers": measure_workers}
+    parts = {"workers": measure_workers, "celery": measure_celery}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (default: all)")
     chosen = parser.parse_args().parts or list(parts)
