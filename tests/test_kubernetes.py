@@ -16,7 +16,7 @@ generator = pytest.importorskip("airflow.providers.cncf.kubernetes.pod_generator
 
 
 def as_kubernetes_reads(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The pod as the client's model, and that model as plain data again: keys that Kubernetes does not know are gone."""
+    """The pod as the client's model, and that as plain data again: keys that Kubernetes does not know are gone."""
     from kubernetes.client import ApiClient
 
     pod = generator.PodGenerator.deserialize_model_file(str(path))
