@@ -90,6 +90,16 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+@ibis.udf.scalar.builtin
+def epoch_us(time) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001 - Ibis takes any type for it
+    """DuckDB's; declared here, computed there."""
+
+
+@ibis.udf.scalar.builtin
+def unix_micros(time) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Spark's."""
+
+
 def microseconds(time: ir.TimestampValue) -> ir.IntegerValue:
-    """Microseconds since 1970: whole seconds and the rest, since `epoch_seconds` has a fraction in DuckDB alone."""
-    return time.truncate("s").epoch_seconds().cast("int64") * 1_000_000 + time.microsecond()
+    """Microseconds since 1970, exact: `epoch_seconds` has a fraction in DuckDB and none in Spark."""
+    return unix_micros(time) if is_spark(time.get_backend()) else epoch_us(time)

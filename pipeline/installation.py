@@ -21,6 +21,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -34,8 +35,8 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import registry_login
-from pipeline.settings import REPOSITORY, Settings, read_settings
+from pipeline import registry_login, registry_tls
+from pipeline.settings import REPOSITORY, Settings, SettingsError, read_settings
 
 Report = Callable[[str], None]
 
@@ -154,13 +155,18 @@ class Installation:
     @property
     def mlflow_url(self) -> str:
         """MLflow's UI and API: the registry that consumers load from."""
-        return self._environment.get("EVERGREEN_MLFLOW") or f"http://{self.host}:{self.ports.mlflow}"
+        return self._environment.get("EVERGREEN_MLFLOW") or self._own_mlflow_url
+
+    @property
+    def _own_mlflow_url(self) -> str:
+        scheme = "https" if registry_tls.asked_for(self._environment) else "http"
+        return f"{scheme}://{self.host}:{self.ports.mlflow}"
 
     @property
     def programs(self) -> tuple[str, ...]:
         """What runs here: all of `PROGRAMS`, without an MLflow where another machine's is told."""
-        own = f"http://{self.host}:{self.ports.mlflow}"
-        return tuple(program for program in PROGRAMS if program != "mlflow" or self.mlflow_url == own)
+        elsewhere = self.mlflow_url != self._own_mlflow_url
+        return tuple(program for program in PROGRAMS if program != "mlflow" or not elsewhere)
 
     @cached_property
     def runtime(self) -> Path:
@@ -203,6 +209,7 @@ class Installation:
             own |= registry_login.variables(
                 self.secrets.admin_password, self.secrets.jwt_secret, self._accounts_configuration
             )
+        own |= registry_tls.variables(self._environment)
         return {**self._environment, **self._airflow_environment(), **own}
 
     @property
@@ -260,11 +267,12 @@ class Installation:
         report("starting MLflow and Airflow")
         for program in self.programs:
             self._control("start", program)
-        self._wait("MLflow", lambda: _answers(f"{self.mlflow_url}/health"))
+        trusted = registry_tls.trusted(self._environment)
+        self._wait("MLflow", lambda: _answers(f"{self.mlflow_url}/health", trusted))
         self._wait("Airflow", self._airflow_healthy)
 
-    def become_worker(self, words: Sequence[str]) -> None:
-        """Becomes a Celery worker, which takes tasks from the broker until it is ended; `words` go to Celery.
+    def become_worker(self) -> None:
+        """Becomes a Celery worker, which takes tasks from the broker until it is ended.
 
         Raises:
             InstallationError: a secret or an address that all machines must share is not told.
@@ -278,11 +286,11 @@ class Installation:
             )
         (self.home / "airflow").mkdir(parents=True, exist_ok=True)
         os.chdir(self.home)
-        os.execvpe(sys.executable, [sys.executable, "-m", "airflow", "celery", "worker", *words], self.environment)
+        os.execvpe(sys.executable, [sys.executable, "-m", "airflow", "celery", "worker"], self.environment)
 
     def log_in(self) -> None:
-        """Has this process log in to the registry, where that asks: what `exec` starts is logged in already."""
-        names = registry_login.CREDENTIALS
+        """Has this process log in to the registry and trust it, where that asks; what `exec` starts does already."""
+        names = (*registry_login.CREDENTIALS, registry_tls.TRUST)
         os.environ.update({name: self.environment[name] for name in names if name in self.environment})
 
     def down(self) -> None:
@@ -339,27 +347,29 @@ class Installation:
         config["supervisorctl"] = {"serverurl": f"unix://{control}"}
         if "EVERGREEN_DATABASE" not in self._environment:
             self._prepare_postgres(config)
-        login = ""
         if registry_login.asked_for(self._environment):
             self._accounts_configuration.parent.mkdir(parents=True, exist_ok=True)
             registry_login.write_configuration(self._accounts_configuration, self.database("accounts"))
-            login = "--app-name basic-auth "
+        for program in self.programs:
+            self._program(config, program, self.commands[program])
+        with self._configuration.open("w") as file:
+            config.write(file)
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """Program -> the command line that it is started with. Nothing secret: arguments are for all to read."""
         python = sys.executable
-        commands = {
-            # its database's address comes by environment: a process's arguments are for all to read
-            "mlflow": f"{python} -m pipeline.installation alone {python} -m mlflow server "
-                      f"--artifacts-destination {self.settings.artifacts} --serve-artifacts --workers 1 {login}"
+        alone = f"{python} -m pipeline.installation alone {python} -m"
+        login = "--app-name basic-auth " if registry_login.asked_for(self._environment) else ""
+        return {
+            "mlflow": f"{alone} mlflow server {login}{registry_tls.server_options(self._environment)}"
+                      f"--artifacts-destination {self.settings.artifacts} --serve-artifacts --workers 1 "
                       f"--host {self.host} --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
-            "airflow-scheduler": f"{python} -m pipeline.installation alone {python} -m airflow scheduler "
-                                 "--skip-serve-logs",
+            "airflow-scheduler": f"{alone} airflow scheduler --skip-serve-logs",
             "airflow-dags": f"{python} -m airflow dag-processor",
             "airflow-triggerer": f"{python} -m airflow triggerer --skip-serve-logs",
         }
-        for program in self.programs:
-            self._program(config, program, commands[program])
-        with self._configuration.open("w") as file:
-            config.write(file)
 
     def _program(self, config: ConfigParser, program: str, command: str, **options: str) -> None:
         config[f"program:{program}"] = {
@@ -521,11 +531,11 @@ def free_port(first: int) -> int:
     raise InstallationError(f"No port from {first} to {first + 99} is free; choose one by EVERGREEN_..._PORT.")
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, trusted: ssl.SSLContext) -> bool:
     import httpx
 
     try:
-        return httpx.get(url, timeout=5).status_code == 200
+        return httpx.get(url, timeout=5, verify=trusted).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -557,8 +567,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("status", help="print what runs")
     run = commands.add_parser("exec", help="run a command in the installation's environment")
     run.add_argument("words", nargs=argparse.REMAINDER, help="the command, for example: airflow dags list")
-    worker = commands.add_parser("worker", help="take tasks from the broker on this machine (CeleryExecutor)")
-    worker.add_argument("words", nargs=argparse.REMAINDER, help="for `airflow celery worker`, for example: -c 2")
+    commands.add_parser("worker", help="take tasks from the broker on this machine (CeleryExecutor)")
     alone = commands.add_parser("alone", help="run a server once what a killed run of it left is ended")
     alone.add_argument("words", nargs=argparse.REMAINDER, help="the command")
     chosen = parser.parse_args(arguments)
@@ -568,7 +577,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.command == "alone":
             run_alone(installation.home, chosen.words)
         if chosen.command == "worker":
-            installation.become_worker(chosen.words)
+            installation.become_worker()
         if chosen.command == "exec":
             os.execvpe(chosen.words[0], chosen.words, installation.environment)
         if chosen.command == "up":
@@ -581,7 +590,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             for program, state in installation.status().items() or {"nothing": "runs"}.items():
                 console.print(f"{program:20} {state}", highlight=False)
-    except InstallationError as error:
+    except (InstallationError, SettingsError) as error:
         errors.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
     return 0

@@ -78,9 +78,9 @@ class Cluster:
         shared = ("AWS_", "EVERGREEN_ENCODER", "EVERGREEN_SCHEDULE_END", "EVERGREEN_LANDING", "EVERGREEN_LAKE",
                   "EVERGREEN_HOST", "EVERGREEN_DATABASE", "EVERGREEN_ARTIFACTS", "EVERGREEN_AIRFLOW_PORT",
                   "EVERGREEN_MLFLOW_PORT", "AIRFLOW__CORE__EXECUTOR", "AIRFLOW__CORE__HOSTNAME_CALLABLE",
-                  "AIRFLOW__CELERY__BROKER_URL", *Secrets.SHARED)
+                  "AIRFLOW__CELERY__", *Secrets.SHARED)
         own |= {name: value for name, value in told.items() if name.startswith(shared)}
-        worker.start([sys.executable, "-m", "pipeline.installation", "worker", "--concurrency", "2"], own, home)
+        worker.start([sys.executable, "-m", "pipeline.installation", "worker"], own, home)
 
     def land(self, windows: list[Window]) -> None:
         """Brings the windows' files into the store, as a shop does."""
@@ -145,6 +145,7 @@ def cluster() -> Iterator[Cluster]:
             "EVERGREEN_ARTIFACTS": f"s3://{BUCKET}/models",
             "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "airflow.utils.net.get_host_ip_address",
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "2",
             "AIRFLOW__CELERY__BROKER_URL": stack.enter_context(redis(folder)),
         }
         shop = stack.enter_context(installed_shop(folder / "shop", **variables))
