@@ -15,7 +15,7 @@ from pipeline.airflow_client import AirflowClient
 from pipeline.installation import ADMIN, Installation, InstallationError
 from pipeline.window import Window
 
-PATIENCE_SECONDS = 600.0  # an order above what each step takes on an idle machine
+PATIENCE_SECONDS = 1200.0  # an order and more above what each step takes on an idle machine
 
 
 class InstalledShop:

@@ -83,17 +83,18 @@ def published(home: Path, times: int) -> Lake:
     sql = duckdb.connect()
     sql.execute("SET TimeZone = 'UTC'")
     sql.execute(f"CREATE TEMP TABLE log AS {_LOG.format(data=DATA / 'online_retail.parquet')}")
-    first = Window(sql.sql("SELECT date_trunc('day', min(event_time)) FROM log").fetchall()[0][0])
+    begun = sql.sql("SELECT date_trunc('day', min(event_time)) AS day FROM log").to_arrow_table()["day"]
+    first = Window(begun[0].as_py())
     events = sql.sql(f"""
         SELECT 'e' || copy || '-' || number AS event_id, 'purchase' AS event_type, event_time, item_id,
                md5(user_id || copy) AS user_id, quantity, price, date_trunc('hour', event_time) AS hour
         FROM log, range({times}) AS copies(copy)
-    """).arrow().read_all()
+    """).to_arrow_table()
     items = sql.sql("""
         SELECT 'c' || number AS change_id, item_id, event_time AS change_time, title, price,
                date_trunc('hour', event_time) AS hour
         FROM log WHERE number % 5 = 0
-    """).arrow().read_all()
+    """).to_arrow_table()
     for feed, rows in ((ITEMS, items), (EVENTS, events)):
         publish(lake, feed, [first], _landed(rows, feed.table_schema, first))
     return lake
