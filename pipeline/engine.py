@@ -91,12 +91,12 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 @ibis.udf.scalar.builtin
-def epoch_us(time) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001 - Ibis takes any type for it
+def epoch_us(time) -> int:  # type: ignore[empty-body, no-untyped-def]  # noqa: ANN001 - Ibis takes any type for it
     """DuckDB's; declared here, computed there."""
 
 
 @ibis.udf.scalar.builtin
-def unix_micros(time) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def unix_micros(time) -> int:  # type: ignore[empty-body, no-untyped-def]  # noqa: ANN001
     """Spark's."""
 
 

@@ -83,7 +83,9 @@ def hosts(names: Sequence[str], folder: Path) -> Iterator[list[Host]]:
         for host in made:
             with suppress(subprocess.CalledProcessError):
                 host.kill()
-                _said("ip", "netns", "delete", host.name)
+            for thing in (("link", f"{host.name}-c"), ("netns", host.name)):  # a namespace alone goes when it likes
+                with suppress(subprocess.CalledProcessError):
+                    _said("ip", thing[0], "delete", thing[1])
             shutil.rmtree(Path("/etc/netns") / host.name, ignore_errors=True)
         with suppress(subprocess.CalledProcessError):
             _said("ip", "link", "delete", _BRIDGE)

@@ -46,8 +46,8 @@ TRAINED_SECONDS = (5.0, 20.0)  # an update's task takes some 30 s here: after it
 _PATIENCE_SECONDS = 1800.0
 _DONE = ("success", "skipped")
 
-# A machine that has died is missed after two minutes, not after five; so is a task that was given to it and never begun.
-# Both by Airflow's own settings.
+# A machine that has died is missed after two minutes, not after five; so is a task that it was given and never began:
+# Airflow's own settings.
 HASTE = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120", "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "120",
 }
