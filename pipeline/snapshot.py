@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.engine import connected, files_of, is_spark, table_of
 from pipeline.lake import Lake, text_field
 from pipeline.schema import FEEDS, TIME
 
@@ -91,10 +90,14 @@ class Snapshot:
 
     def connected(self) -> Any:
         """A connection to the engine that this lake's whole tables are worked on with."""
+        from pipeline.engine import connected  # with Ibis, which most readers of a snapshot do without
+
         return connected(self.lake.engine)
 
     def ibis(self, connection: Any, table: str) -> ir.Table:
         """`table` as an Ibis table of `connection`, read lazily."""
+        from pipeline.engine import files_of, is_spark, table_of
+
         if not is_spark(connection):
             return table_of(connection, table, self.dataset(table))
         root, files = self.lake.places(table, self.versions[table])
