@@ -55,6 +55,7 @@ def catalogue(tables: Snapshot, seen: pa.Table) -> pa.Table:
     full = wanted.left_join(newest, "item_id").drop("item_id_right")
     parts = [full.title, full.category, full.brand, full.description.substr(0, _DESCRIPTION_CHARACTERS)]
     text = ibis.array(parts).filter(lambda part: part.notnull() & (part != "")).join(". ")
+    text = text.fill_null("")  # of no parts Spark makes null, DuckDB an empty text
     return full.mutate(text=text).drop("description").order_by("item_id").to_pyarrow()
 
 

@@ -31,7 +31,7 @@ from tests.benchmarks.shop_log import DATA
 from tests.small_shop import publish
 from tests.test_engine import WORK, comparable
 
-TIMES = tuple(int(times) for times in os.environ.get("TIMES", "1 4").split())
+TIMES = tuple(int(times) for times in os.environ.get("TIMES", "1").split())
 SPARK = (
     "--master local[2] --driver-memory 4g --conf spark.ui.enabled=false --conf spark.sql.shuffle.partitions=8 "
     "pyspark-shell"
