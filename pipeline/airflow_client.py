@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 120.0  # for one answer: an API that shares two cores with training was seen to need over 30
 _DONE = ("success", "failed")
 
 
@@ -23,7 +24,7 @@ class AirflowClient:
     def __init__(self, url: str, user: str, password: str) -> None:
         """Takes the address and the log-in; asks for a token when the first request needs one."""
         self._url, self._login = url.rstrip("/"), {"username": user, "password": password}
-        self._http = httpx.Client(base_url=f"{self._url}/api/v2", timeout=30)
+        self._http = httpx.Client(base_url=f"{self._url}/api/v2", timeout=_PATIENCE_SECONDS)
 
     def request(self, method: str, path: str, **options: Any) -> Any:
         """One request; a token that has run out is asked for anew, once.
@@ -33,7 +34,7 @@ class AirflowClient:
         """
         for attempt in range(2):
             if "Authorization" not in self._http.headers:
-                answer = httpx.post(f"{self._url}/auth/token", json=self._login, timeout=30)
+                answer = httpx.post(f"{self._url}/auth/token", json=self._login, timeout=_PATIENCE_SECONDS)
                 answer.raise_for_status()
                 self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
             answer = self._http.request(method, path, **options)

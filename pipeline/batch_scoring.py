@@ -208,7 +208,7 @@ def _md5_number_lower(text: ir.Value) -> Any:
 
 
 def _histories(lake: Lake | None, run: Run, buckets: int) -> Histories:
-    from pipeline.tasks.recommend_examples import duckdb_connection
+    from pipeline.engine import duckdb_connection
 
     connection = duckdb_connection()
     if lake is None or run.source != "lake":

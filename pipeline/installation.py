@@ -3,7 +3,9 @@
 Everything comes from wheels and lives below `EVERGREEN_HOME`; nothing listens beyond 127.0.0.1, and PostgreSQL
 on a socket alone. supervisord restarts what dies (`airflow standalone` does not, and orphans its children).
 Secrets are made once, kept in a file that its owner alone can read, and reach the processes by environment.
-Any other PostgreSQL takes the embedded one's place by `EVERGREEN_DATABASE`.
+Any other PostgreSQL takes the embedded one's place by `EVERGREEN_DATABASE`, any other registry MLflow's by
+`EVERGREEN_MLFLOW`. With Airflow's CeleryExecutor, further machines take part by `worker`: they are told the same
+variables, of which `EVERGREEN_HOST` is the address of the machine that this module starts everything else on.
 
 From a shell: `python -m pipeline.installation --help`.
 """
@@ -19,6 +21,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -32,8 +35,8 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import registry_login
-from pipeline.settings import REPOSITORY, Settings, read_settings
+from pipeline import registry_login, registry_tls
+from pipeline.settings import REPOSITORY, Settings, SettingsError, read_settings
 
 Report = Callable[[str], None]
 
@@ -64,6 +67,9 @@ class Secrets:
     admin_password: str = field(repr=False)
     webhook_key: str = field(repr=False)
 
+    # what must be the same on every machine; the others are of the one with the UIs
+    SHARED = ("EVERGREEN_MASK_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY")
+
     @classmethod
     def of(cls, home: Path, environment: Mapping[str, str]) -> Secrets:
         """The secrets below `home`, made where there are none; those in the environment win."""
@@ -89,18 +95,22 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the two UIs listen on 127.0.0.1."""
+    """Where the two UIs listen."""
 
     airflow: int
     mlflow: int
 
     @classmethod
     def of(cls, home: Path, environment: Mapping[str, str]) -> Ports:
-        """The ports of this installation: as told, as at its last start, or the first free from 8080 and 5000 on."""
+        """The ports of this installation: as told, as at its last start, or the first free from 8080 and 5000 on.
+
+        Where other machines are to find them (`EVERGREEN_HOST`) they are 8080 and 5000 unless told.
+        """
         path = home / "ports.json"
         held = json.loads(path.read_text()) if path.exists() else {}
+        choose = int if "EVERGREEN_HOST" in environment else free_port
         chosen = {
-            name: int(environment.get(f"EVERGREEN_{name.upper()}_PORT") or held.get(name) or free_port(first))
+            name: int(environment.get(f"EVERGREEN_{name.upper()}_PORT") or held.get(name) or choose(first))
             for name, first in (("airflow", 8080), ("mlflow", 5000))
         }
         home.mkdir(parents=True, exist_ok=True)
@@ -133,14 +143,30 @@ class Installation:
         return Ports.of(self.home, self._environment)
 
     @property
+    def host(self) -> str:
+        """The address at which the UIs listen and are found (`EVERGREEN_HOST`)."""
+        return self._environment.get("EVERGREEN_HOST") or "127.0.0.1"
+
+    @property
     def airflow_url(self) -> str:
         """Airflow's UI and API."""
-        return f"http://127.0.0.1:{self.ports.airflow}"
+        return f"http://{self.host}:{self.ports.airflow}"
 
     @property
     def mlflow_url(self) -> str:
         """MLflow's UI and API: the registry that consumers load from."""
-        return f"http://127.0.0.1:{self.ports.mlflow}"
+        return self._environment.get("EVERGREEN_MLFLOW") or self._own_mlflow_url
+
+    @property
+    def _own_mlflow_url(self) -> str:
+        scheme = "https" if registry_tls.asked_for(self._environment) else "http"
+        return f"{scheme}://{self.host}:{self.ports.mlflow}"
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What runs here: all of `PROGRAMS`, without an MLflow where another machine's is told."""
+        elsewhere = self.mlflow_url != self._own_mlflow_url
+        return tuple(program for program in PROGRAMS if program != "mlflow" or not elsewhere)
 
     @cached_property
     def runtime(self) -> Path:
@@ -177,10 +203,13 @@ class Installation:
             # without it each server process makes its own, and what one wrote no other reads
             "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": self.secrets.webhook_key,
         }
+        if "EVERGREEN_DATABASE" in self._environment:  # other machines may write too: files would lock nobody out there
+            own["EVERGREEN_LOCK_URL"] = self._environment.get("EVERGREEN_LOCK_URL") or self.database("airflow")
         if registry_login.asked_for(self._environment):
             own |= registry_login.variables(
                 self.secrets.admin_password, self.secrets.jwt_secret, self._accounts_configuration
             )
+        own |= registry_tls.variables(self._environment)
         return {**self._environment, **self._airflow_environment(), **own}
 
     @property
@@ -190,7 +219,7 @@ class Installation:
     def _airflow_environment(self) -> dict[str, str]:
         told = {
             "AIRFLOW_HOME": str(self.home / "airflow"),
-            "AIRFLOW__API__HOST": "127.0.0.1", "AIRFLOW__API__PORT": str(self.ports.airflow),
+            "AIRFLOW__API__HOST": self.host, "AIRFLOW__API__PORT": str(self.ports.airflow),
             "AIRFLOW__API__BASE_URL": self.airflow_url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API_AUTH__JWT_SECRET": self.secrets.jwt_secret,
@@ -201,6 +230,7 @@ class Installation:
             "AIRFLOW__CORE__FERNET_KEY": self.secrets.fernet_key,
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__PARALLELISM": "4",  # two cores, half of a task's time is waiting
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "4",  # the same for each worker's machine
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "dags" / "plugins"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.home / "airflow" / "passwords.json"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
@@ -235,14 +265,32 @@ class Installation:
         self._run([sys.executable, "-m", "airflow", "db", "migrate"])
         self._create_pools()
         report("starting MLflow and Airflow")
-        for program in PROGRAMS:
+        for program in self.programs:
             self._control("start", program)
-        self._wait("MLflow", lambda: _answers(f"{self.mlflow_url}/health"))
+        trusted = registry_tls.trusted(self._environment)
+        self._wait("MLflow", lambda: _answers(f"{self.mlflow_url}/health", trusted))
         self._wait("Airflow", self._airflow_healthy)
 
+    def become_worker(self) -> None:
+        """Becomes a Celery worker, which takes tasks from the broker until it is ended.
+
+        Raises:
+            InstallationError: a secret or an address that all machines must share is not told.
+        """
+        shared = [*Secrets.SHARED, "EVERGREEN_HOST", "EVERGREEN_DATABASE", "AIRFLOW__CELERY__BROKER_URL"]
+        missing = [name for name in shared if name not in self._environment]
+        if missing:
+            raise InstallationError(
+                f"A worker must be told what the machine that runs `up` was told; missing: {', '.join(missing)}. "
+                "Export the same variables on both (pipeline/docs/production.md has them)."
+            )
+        (self.home / "airflow").mkdir(parents=True, exist_ok=True)
+        os.chdir(self.home)
+        os.execvpe(sys.executable, [sys.executable, "-m", "airflow", "celery", "worker"], self.environment)
+
     def log_in(self) -> None:
-        """Has this process log in to the registry, where that asks: what `exec` starts is logged in already."""
-        names = registry_login.CREDENTIALS
+        """Has this process log in to the registry and trust it, where that asks; what `exec` starts does already."""
+        names = (*registry_login.CREDENTIALS, registry_tls.TRUST)
         os.environ.update({name: self.environment[name] for name in names if name in self.environment})
 
     def down(self) -> None:
@@ -250,7 +298,7 @@ class Installation:
         pid = self._supervisor_pid()
         if pid is None:
             return
-        self._control("stop", *reversed(PROGRAMS))  # before the database that they use
+        self._control("stop", *reversed(self.programs))  # before the database that they use
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         while _alive(pid):
@@ -299,27 +347,29 @@ class Installation:
         config["supervisorctl"] = {"serverurl": f"unix://{control}"}
         if "EVERGREEN_DATABASE" not in self._environment:
             self._prepare_postgres(config)
-        login = ""
         if registry_login.asked_for(self._environment):
             self._accounts_configuration.parent.mkdir(parents=True, exist_ok=True)
             registry_login.write_configuration(self._accounts_configuration, self.database("accounts"))
-            login = "--app-name basic-auth "
+        for program in self.programs:
+            self._program(config, program, self.commands[program])
+        with self._configuration.open("w") as file:
+            config.write(file)
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """Program -> the command line that it is started with. Nothing secret: arguments are for all to read."""
         python = sys.executable
-        commands = {
-            # its database's address comes by environment: a process's arguments are for all to read
-            "mlflow": f"{python} -m pipeline.installation alone {python} -m mlflow server "
-                      f"--artifacts-destination {self.settings.artifacts} --serve-artifacts --workers 1 {login}"
-                      f"--host 127.0.0.1 --port {self.ports.mlflow}",
+        alone = f"{python} -m pipeline.installation alone {python} -m"
+        login = "--app-name basic-auth " if registry_login.asked_for(self._environment) else ""
+        return {
+            "mlflow": f"{alone} mlflow server {login}{registry_tls.server_options(self._environment)}"
+                      f"--artifacts-destination {self.settings.artifacts} --serve-artifacts --workers 1 "
+                      f"--host {self.host} --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
-            "airflow-scheduler": f"{python} -m pipeline.installation alone {python} -m airflow scheduler "
-                                 "--skip-serve-logs",
+            "airflow-scheduler": f"{alone} airflow scheduler --skip-serve-logs",
             "airflow-dags": f"{python} -m airflow dag-processor",
             "airflow-triggerer": f"{python} -m airflow triggerer --skip-serve-logs",
         }
-        for program, command in commands.items():
-            self._program(config, program, command)
-        with self._configuration.open("w") as file:
-            config.write(file)
 
     def _program(self, config: ConfigParser, program: str, command: str, **options: str) -> None:
         config[f"program:{program}"] = {
@@ -481,11 +531,11 @@ def free_port(first: int) -> int:
     raise InstallationError(f"No port from {first} to {first + 99} is free; choose one by EVERGREEN_..._PORT.")
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, trusted: ssl.SSLContext) -> bool:
     import httpx
 
     try:
-        return httpx.get(url, timeout=5).status_code == 200
+        return httpx.get(url, timeout=5, verify=trusted).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -517,6 +567,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("status", help="print what runs")
     run = commands.add_parser("exec", help="run a command in the installation's environment")
     run.add_argument("words", nargs=argparse.REMAINDER, help="the command, for example: airflow dags list")
+    commands.add_parser("worker", help="take tasks from the broker on this machine (CeleryExecutor)")
     alone = commands.add_parser("alone", help="run a server once what a killed run of it left is ended")
     alone.add_argument("words", nargs=argparse.REMAINDER, help="the command")
     chosen = parser.parse_args(arguments)
@@ -525,6 +576,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command == "alone":
             run_alone(installation.home, chosen.words)
+        if chosen.command == "worker":
+            installation.become_worker()
         if chosen.command == "exec":
             os.execvpe(chosen.words[0], chosen.words, installation.environment)
         if chosen.command == "up":
@@ -537,7 +590,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             for program, state in installation.status().items() or {"nothing": "runs"}.items():
                 console.print(f"{program:20} {state}", highlight=False)
-    except InstallationError as error:
+    except (InstallationError, SettingsError) as error:
         errors.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
     return 0

@@ -105,8 +105,12 @@ class Published:
 class Lake:
     """The Delta tables below `root` (a folder or an object store's URL)."""
 
-    def __init__(self, root: str, locks: Locks, storage_options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, root: str, locks: Locks, storage_options: Mapping[str, str] | None = None, engine: str = "duckdb"
+    ) -> None:
+        """Takes the place, what locks there, what the store is told, and what works on whole tables (engine.py)."""
         self.root = root.rstrip("/")
+        self.engine = engine
         self._locks = locks
         self._storage = dict(storage_options) if storage_options else None
 
@@ -196,6 +200,10 @@ class Lake:
         files = self.files(table, version)
         first, last = (pc.min_max(files[f"{end}.landed_window"])[end].as_py() for end in ("min", "max"))
         return pc.sum(files["num_records"]).as_py() or 0, first, last
+
+    def places(self, table: str, version: int) -> tuple[str, list[str]]:
+        """Where `table` lies, and the addresses of the files of which `version` consists; none at version -1."""
+        return self._uri(table), [] if version < 0 else self._open(table, version).file_uris()
 
     def changes(self, table: str, after_version: int, to_version: int) -> pa.Table:
         """The net change of a feed's table over the versions `(after_version, to_version]`.
@@ -641,7 +649,9 @@ def _writing_locks(table: str) -> list[str]:
 
 def open_lake(settings: Settings) -> Lake:
     """The lake of an installation."""
-    return Lake(settings.lake, locks_of(settings.home, settings.lock_url), storage_options(settings.lake))
+    return Lake(
+        settings.lake, locks_of(settings.home, settings.lock_url), storage_options(settings.lake), settings.engine
+    )
 
 
 def _puts_and_takes(rows: pa.Table, key: str, gone: Sequence[str], refused: Collection[str]) -> pa.Table:

@@ -2,7 +2,8 @@
 
 Delta's commits are atomic but two writers that each read, decide and write could both decide on the same
 state; MLflow's aliases have no compare-and-set at all. Both are put under one of these locks. A lock is
-released by the operating system or by the server when its holder dies, so a `kill -9` leaves none behind.
+released by the operating system or by the server when its holder dies, so neither a `kill -9` nor a machine without
+power leaves one behind.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ Locks = Callable[[str], AbstractContextManager[None]]
 
 # The longest holder publishes a year of history in bulk (under a minute, measured); ten times that is a hang.
 PATIENCE_SECONDS = 600
+
+# When a machine loses its power, nobody tells PostgreSQL, which would keep the session, and the lock, for the two hours
+# of Linux' own keep-alive. So the server asks after 20 s of silence, four times: the lock is free within a minute.
+_KEEPALIVE = {"tcp_keepalives_idle": 20, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 4}
 
 
 class LockNotTaken(RuntimeError):
@@ -57,7 +62,8 @@ def postgres_locks(url: str, patience_seconds: float = PATIENCE_SECONDS) -> Lock
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute("SET lock_timeout = %s", (int(patience_seconds * 1000),))
+                for option, value in {**_KEEPALIVE, "lock_timeout": int(patience_seconds * 1000)}.items():
+                    cursor.execute(f"SET {option} = %s", (value,))
                 try:
                     cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (f"evergreen/{name}",))
                 except psycopg2.errors.LockNotAvailable as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.window import Window
 
+ENGINES = ("duckdb", "spark")
 DERIVED = ("profiles",)  # has no learner, so no gate, no version and no place among the tasks that have them
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,6 +49,8 @@ class Settings:
             (`EVERGREEN_ABSENT_COLUMNS`); their expectations are left out.
         expected_feeds: feeds that alert when a window brings no file (`EVERGREEN_EXPECTED_FEEDS`).
         seed: seed of everything drawn at random (`EVERGREEN_SEED`).
+        engine: what runs table work over long history (`EVERGREEN_ENGINE`): `duckdb` or `spark`; see
+            pipeline/engine.py.
         workers: processes that make a retrain's steps together (`EVERGREEN_WORKERS`); see pipeline/workers.py.
         encoder: the text encoder's preset (`EVERGREEN_ENCODER`): `minilm`, a folder, or any KerasHub
             or Hugging Face preset of a BERT-like encoder.
@@ -73,6 +76,7 @@ class Settings:
     absent_columns: frozenset[str] = frozenset()
     expected_feeds: tuple[str, ...] = ("events",)
     seed: int = 20260101
+    engine: str = "duckdb"
     workers: int = 1
     encoder: str = "minilm"
     schedule_end: datetime | None = None
@@ -93,6 +97,8 @@ class Settings:
                 f"EVERGREEN_TASKS must name a task that learns beside {', '.join(self.derived)}; received none. "
                 "Add one: EVERGREEN_TASKS=recommend,profiles"
             )
+        if self.engine not in ENGINES:
+            raise SettingsError(f"EVERGREEN_ENGINE must be {' or '.join(ENGINES)}; received {self.engine!r}.")
         if self.workers < 1:
             raise SettingsError(f"EVERGREEN_WORKERS must be at least 1; received {self.workers}.")
         if self.pages_days < 1:
@@ -135,6 +141,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         absent_columns=frozenset(_words(env.get("EVERGREEN_ABSENT_COLUMNS", ""))),
         expected_feeds=_words(env.get("EVERGREEN_EXPECTED_FEEDS", "events")),
         seed=_whole("EVERGREEN_SEED", env.get("EVERGREEN_SEED", "20260101")),
+        engine=env.get("EVERGREEN_ENGINE", "duckdb"),
         workers=_whole("EVERGREEN_WORKERS", env.get("EVERGREEN_WORKERS", "1")),
         encoder=env.get("EVERGREEN_ENCODER", "minilm"),
         schedule_end=_hour("EVERGREEN_SCHEDULE_END", env.get("EVERGREEN_SCHEDULE_END")),

@@ -16,7 +16,6 @@ from pipeline.schema import FEEDS, TIME
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
-    from ibis.backends.duckdb import Backend
 
 T = TypeVar("T")
 
@@ -89,10 +88,22 @@ class Snapshot:
             self._facts[name] = found()
         return cast("T", self._facts[name])
 
-    def ibis(self, connection: Backend, table: str) -> ir.Table:
+    def connected(self) -> Any:
+        """A connection to the engine that this lake's whole tables are worked on with."""
+        from pipeline.engine import connected  # with Ibis, which most readers of a snapshot do without
+
+        return connected(self.lake.engine)
+
+    def ibis(self, connection: Any, table: str) -> ir.Table:
         """`table` as an Ibis table of `connection`, read lazily."""
-        connection.con.register(table, self.dataset(table))
-        return connection.table(table)
+        from pipeline.engine import files_of, is_spark, table_of
+
+        if not is_spark(connection):
+            return table_of(connection, table, self.dataset(table))
+        root, files = self.lake.places(table, self.versions[table])
+        if not files:
+            return table_of(connection, table, self.dataset(table).schema.empty_table())
+        return files_of(connection, table, root, files, self.dataset(table).schema)
 
     def rows_by_day(self, table: str) -> pa.Table:
         """`landed_date`, `count_all`: rows of each day that has some, from the table's log; no file is opened."""

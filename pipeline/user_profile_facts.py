@@ -145,7 +145,7 @@ def facts_of(
 
 
 def _connection() -> Any:
-    """DuckDB that tells time in UTC; filters stay in it, as in `recommend_examples.duckdb_connection`."""
+    """DuckDB that tells time in UTC; filters stay in it, as in `engine.duckdb_connection`."""
     sql = duckdb.connect()
     sql.execute("SET TimeZone = 'UTC'; SET disabled_optimizers = 'filter_pushdown'")
     return sql

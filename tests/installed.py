@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.airflow_client import AirflowClient
-from pipeline.installation import ADMIN, Installation
+from pipeline.installation import ADMIN, Installation, InstallationError
 from pipeline.window import Window
 
-PATIENCE_SECONDS = 600.0  # an order above what each step takes on an idle machine
+PATIENCE_SECONDS = 1200.0  # an order and more above what each step takes on an idle machine
 
 
 class InstalledShop:
@@ -105,7 +105,13 @@ def installed_shop(home: Path, **variables: str) -> Iterator[InstalledShop]:
     installation = Installation(home, environment)
     installation.remember(variables)
     try:
-        installation.up(lambda line: None)
+        for patience_left in (2, 1, 0):
+            try:
+                installation.up(lambda line: None)  # goes on where it was
+                break
+            except InstallationError:
+                if not patience_left:  # a machine that others keep busy needs longer than an operator's patience
+                    raise
         shop = InstalledShop(installation)
         shop.airflow.wait_for_dags(["ingest", "update_recommend", "retrain_recommend", "watch", "rollback"])
         yield shop

@@ -15,16 +15,16 @@ BUCKET = "shop"
 
 
 @contextmanager
-def object_store() -> Iterator[dict[str, str]]:
+def object_store(host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     """The environment of a running store with the bucket BUCKET; it ends with the block."""
     process = subprocess.Popen(
-        [sys.executable, __file__], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, __file__, host], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
         assert process.stdout is not None
         port = process.stdout.readline().strip()
         variables = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ALLOW_HTTP": "true",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true",
             "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",  # deltalake's name and Arrow's and boto3's
         }
@@ -55,7 +55,7 @@ def _serve() -> None:
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
+    server = make_server(sys.argv[1], 0, DomainDispatcherApplication(create_backend_app), threaded=False)
     print(server.port, flush=True)
     server.serve_forever()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.demo import DemoFailed, Stream, clear
-from pipeline.installation import Installation
+from pipeline.installation import Installation, InstallationError
 from pipeline.serving import read_keys
 from pipeline.sources import SourceError
 from pipeline.sources.simulator import ShopSimulator
@@ -80,6 +80,22 @@ def test_airflows_own_variables_win_over_ours(tmp_path: Path) -> None:
     installation = Installation(tmp_path, {"AIRFLOW__CORE__EXECUTOR": "CeleryExecutor"})
     assert installation.environment["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
     assert installation.environment["AIRFLOW__API__HOST"] == "127.0.0.1"
+
+
+def test_a_worker_makes_no_secret_of_its_own_and_says_what_it_must_be_told(tmp_path: Path) -> None:
+    with pytest.raises(InstallationError, match=r"missing: EVERGREEN_MASK_KEY, .*, AIRFLOW__CELERY__BROKER_URL"):
+        Installation(tmp_path, {"EVERGREEN_HOST": "10.0.0.1"}).become_worker()
+    assert not (tmp_path / "secrets.json").exists()
+
+
+def test_machines_that_share_a_database_share_its_locks_and_find_the_first_ones_ports(tmp_path: Path) -> None:
+    told = {"EVERGREEN_HOST": "10.0.0.1", "EVERGREEN_DATABASE": "postgresql+psycopg2://me:pw@10.0.0.1:5432"}
+    one, other = Installation(tmp_path / "one", told), Installation(tmp_path / "other", told)
+    assert one.settings.lock_url == "postgresql+psycopg2://me:pw@10.0.0.1:5432/airflow"
+    assert other.airflow_url == one.airflow_url == "http://10.0.0.1:8080"
+    assert other.environment["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://10.0.0.1:8080/execution/"
+    assert Installation(tmp_path / "own", told | {"EVERGREEN_LOCK_URL": "postgresql://l"}).settings.lock_url.endswith("//l")
+    assert Installation(tmp_path / "alone", {}).settings.lock_url is None
 
 
 def test_ports_stay_the_same_from_start_to_start(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ until one that says more an item cannot be bought; an item whose stock was never
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import ibis
 import numpy as np
@@ -17,11 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from pipeline.engine import duckdb_connection, table_of
 from pipeline.lake import text_field
 from pipeline.schema import TIME
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.demand_features import DailySales
-from pipeline.tasks.recommend_examples import duckdb_connection
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
 
 DAY_US = 86_400_000_000
 _MOST_IDS_IN_FILTER = 50_000  # beyond, reading all rows is faster than the membership test
@@ -56,24 +60,33 @@ def item_days(tables: Snapshot, items: pa.Array, since: int, until: int) -> pd.D
         `item_id`, `day`, `hour` (of the day's first event), `units`, `orders` (rows of purchases), `paid` (their
         median price, nan: none).
     """
-    chosen = (ds.field("landed_date") >= pa.scalar(start_of(since).date())) & (
-        ds.field("hour") >= pa.scalar(start_of(since), TIME)) & (ds.field("hour") < pa.scalar(start_of(until), TIME))
-    if len(items) <= _MOST_IDS_IN_FILTER:
-        chosen &= text_field("item_id").isin(items)
-    rows = tables.arrow("events", _EVENT_COLUMNS, chosen)
-    rows = rows.filter(pc.is_valid(rows["item_id"]))
-    rows = rows.append_column("day", pa.array(days_of(rows["hour"])))
-    connection = duckdb_connection()
-    connection.con.register("happened", rows)
-    happened = connection.table("happened")
+    happened = _happened(tables, items, since, until)
+    happened = happened.mutate(day=(happened.hour.epoch_seconds() // 86_400).cast("int64"))
     sold = happened.event_type == "purchase"
+    paid = ibis.ifelse(sold & (happened.price > 0), happened.price, ibis.null("float64"))
     grouped = happened.group_by("item_id", "day").agg(
         hour=happened.hour.min(),
         units=happened.quantity.fill_null(1.0).sum(where=sold).fill_null(0.0),
         orders=sold.sum(),
-        paid=happened.price.median(where=sold & (happened.price > 0)),
+        paid=paid.median().round(9),  # the mean of two prices: engines differ in its last binary digit
     )
     return grouped.order_by("item_id", "day").to_pyarrow().to_pandas()
+
+
+def _happened(tables: Snapshot, items: pa.Array, since: int, until: int) -> ir.Table:
+    """The events of `items` in the hours of the days `[since, until)`."""
+    start, end = start_of(since), start_of(until)
+    if len(items) > _MOST_IDS_IN_FILTER and tables.lake.engine == "spark":
+        events = tables.ibis(tables.connected(), "events")
+        wanted = table_of(events.get_backend(), "wanted", pa.table({"item_id": items}))
+        events = events.filter(events.landed_date >= start.date(), events.hour >= start, events.hour < end)
+        return events.semi_join(wanted, "item_id")
+    chosen = (ds.field("landed_date") >= pa.scalar(start.date())) & (
+        ds.field("hour") >= pa.scalar(start, TIME)) & (ds.field("hour") < pa.scalar(end, TIME))
+    if len(items) <= _MOST_IDS_IN_FILTER:
+        chosen &= text_field("item_id").isin(items)
+    rows = tables.arrow("events", _EVENT_COLUMNS, chosen)
+    return table_of(duckdb_connection(), "happened", rows.filter(pc.is_valid(rows["item_id"])))
 
 
 def catalogue_changes(tables: Snapshot, items: pa.Array) -> pd.DataFrame:
@@ -91,7 +104,7 @@ def catalogue_changes(tables: Snapshot, items: pa.Array) -> pd.DataFrame:
 
 def shop_by_day(tables: Snapshot) -> pd.Series:
     """Rows of purchases of the entire shop, by day."""
-    events = tables.ibis(duckdb_connection(), "events")
+    events = tables.ibis(tables.connected(), "events")
     sold = events.filter(events.event_type == "purchase", events.item_id.notnull())
     day = sold.hour.epoch_seconds() // 86_400
     counted = sold.group_by(day=day.cast("int64")).agg(orders=ibis._.count()).to_pyarrow().to_pandas()

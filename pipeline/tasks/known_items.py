@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.engine import duckdb_connection, table_of
 from pipeline.lake import text_field
 from pipeline.schema import TIME
 from pipeline.snapshot import Snapshot
-from pipeline.tasks.recommend_examples import duckdb_connection
 from pipeline.texts import TextVectors, content_hash
 
 _DESCRIPTION_CHARACTERS = 300  # the encoder reads at most 128 tokens; titles come first
@@ -61,28 +61,27 @@ def described(
 
 def catalogue(tables: Snapshot, seen: pa.Table) -> pa.Table:
     """The items of `seen` (`item_id`, `last_seen`) with `title`, `category`, `brand`, `price`, `text`, by id."""
-    connection = duckdb_connection()
-    connection.con.register("seen", seen)
-    wanted = connection.table("seen")
     if len(seen) <= _MOST_IDS_IN_FILTER:  # the cost of an update is that of its own items
         rows = tables.arrow("items", _CATALOGUE_COLUMNS, text_field("item_id").isin(seen["item_id"].combine_chunks()))
-        connection.con.register("items", rows)
-        items = connection.table("items")
+        items = table_of(duckdb_connection(), "items", rows)
     else:
-        items = tables.ibis(connection, "items")
-    newest = items.group_by("item_id").agg(**{  # last() passes over nulls: a change may carry the price alone
-        name: items[name].last(order_by=[items.change_time, items.change_id])
+        items = tables.ibis(tables.connected(), "items")
+    wanted = table_of(items.get_backend(), "seen", seen)
+    moment = ibis.struct({"time": items.change_time, "id": items.change_id})
+    newest = items.group_by("item_id").agg(**{  # nulls are passed over: a change may carry the price alone
+        name: items[name].argmax(moment, where=items[name].notnull())
         for name in ("title", "description", "category", "brand", "price")
     })
     full = wanted.left_join(newest, "item_id").drop("item_id_right")
     parts = [full.title, full.category, full.brand, full.description.substr(0, _DESCRIPTION_CHARACTERS)]
     text = ibis.array(parts).filter(lambda part: part.notnull() & (part != "")).join(". ")
+    text = text.fill_null("")  # of no parts Spark makes null, DuckDB an empty text
     return full.mutate(text=text).drop("description").order_by("item_id").to_pyarrow()
 
 
 def seen(tables: Snapshot) -> pa.Table:
     """Every item that catalogue or events know: `item_id`, `last_seen`."""
-    connection = duckdb_connection()
+    connection = tables.connected()
     times = [
         tables.ibis(connection, table).select("item_id", last_seen=time) for table, time in _SEEN_IN.items()
     ]

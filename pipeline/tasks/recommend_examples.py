@@ -1,8 +1,9 @@
 """From the events table to examples of the task `recommend`: one user at one moment, and all that came before.
 
-Written as Ibis expressions (DESIGN.md, decision 9): DuckDB runs them here. An example's history is what the
-user did before that moment, as the table has it at the snapshot's version; a row that lands late is in the
-history of every later example from the next snapshot on.
+Written as Ibis expressions (DESIGN.md, decision 9), of which DuckDB or Spark runs what concerns a whole table
+(pipeline/engine.py): so nothing here is said that only one of them compiles, such as `collect(order_by=…)`. An
+example's history is what the user did before that moment, as the table has it at the snapshot's version; a row that
+lands late is in the history of every later example from the next snapshot on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.engine import duckdb_connection, microseconds, table_of
 from pipeline.lake import text_field
 from pipeline.schema import TIME
 from pipeline.tasks.contract import Examples
@@ -31,8 +33,9 @@ HISTORY_ITEMS = 256
 VISIT_MINUTES = 30
 
 # Examples whose histories are gathered at once: a shop of heavy buyers joins about a thousand earlier rows to
-# each, so this bounds the join at some 20 million rows (about 1 GB in DuckDB).
-_EXAMPLES_AT_ONCE = 20_000
+# each, so this bounds the join at some 20 million rows (about 1 GB in DuckDB). Spark spills to its machines' disks and
+# reads the whole table each time: as many as this process holds anyway.
+_EXAMPLES_AT_ONCE = {"duckdb": 20_000, "spark": 2_000_000}
 
 _FEW_USERS = 5_000  # of these the rows are held in memory: some gigabyte in a shop of a thousand rows a user
 
@@ -83,16 +86,14 @@ def examples(tables: Snapshot, rows: pa.Table) -> Examples:
     """One example for each user and moment among the rows that teach (EXAMPLES_SCHEMA), in order of time."""
     connection = duckdb_connection()
     moments = _moments(connection, teaching(tables, rows), visits="purchase" in target_types(tables))
-    parts = [
-        _with_history(connection, tables, moments.slice(start, _EXAMPLES_AT_ONCE))
-        for start in range(0, len(moments), _EXAMPLES_AT_ONCE)
-    ]
+    at_once = _EXAMPLES_AT_ONCE[tables.lake.engine]
+    parts = [_with_history(tables, moments.slice(start, at_once)) for start in range(0, len(moments), at_once)]
     return Examples(pa.concat_tables(parts) if parts else EXAMPLES_SCHEMA.empty_table())
 
 
 def chosen_by_day(tables: Snapshot) -> pa.Table:
     """How often each item was chosen each day: `day` (date), `item_id`, `chosen` (int64)."""
-    events = tables.ibis(duckdb_connection(), "events")
+    events = tables.ibis(tables.connected(), "events")
     chosen = events.filter(events.event_type.isin(target_types(tables)), events.item_id.notnull())
     counted = chosen.group_by(day=chosen.event_time.date(), item_id=chosen.item_id).agg(chosen=chosen.count())
     return counted.order_by("day", "item_id").to_pyarrow()
@@ -104,8 +105,7 @@ def _moments(connection: Any, rows: pa.Table, *, visits: bool) -> pa.Table:
     `looked_until` is where the views, carts and searches that count as history end: where `visits`, a purchase's
     history has none of the visit that led to it.
     """
-    connection.con.register("taught", rows)
-    taught = connection.table("taught")
+    taught = table_of(connection, "taught", rows)
     searched = taught.event_type == "search"
     rated = taught.event_type == "rating"
     taught = taught.mutate(
@@ -129,10 +129,10 @@ def _moments(connection: Any, rows: pa.Table, *, visits: bool) -> pa.Table:
     return named.order_by("event_time", "example_id").to_pyarrow()
 
 
-def _with_history(connection: Any, tables: Snapshot, moments: pa.Table) -> pa.Table:
-    connection.con.register("moments", moments)
-    now = connection.table("moments")
-    history = _histories(now, _events_of(connection, tables, moments["user_id"]))
+def _with_history(tables: Snapshot, moments: pa.Table) -> pa.Table:
+    events = _events_of(tables, moments["user_id"])
+    now = table_of(events.get_backend(), "moments", moments)
+    history = _histories(now, events)
     joined = now.left_join(history, "example_id").order_by(now.event_time, now.example_id)
     empty = {
         name: ibis.coalesce(joined[name], ibis.literal([], type=kind))
@@ -151,14 +151,13 @@ def _with_history(connection: Any, tables: Snapshot, moments: pa.Table) -> pa.Ta
     return result.to_pyarrow().select(EXAMPLES_SCHEMA.names).cast(EXAMPLES_SCHEMA)
 
 
-def _events_of(connection: Any, tables: Snapshot, users: pa.ChunkedArray) -> ir.Table:
+def _events_of(tables: Snapshot, users: pa.ChunkedArray) -> ir.Table:
     """The events table, or of few users their rows alone: Arrow drops the others quicker than a join does."""
     distinct = pc.unique(users)
     if len(distinct) > _FEW_USERS:
-        return tables.ibis(connection, "events")
+        return tables.ibis(tables.connected(), "events")
     columns = ["user_id", "item_id", "event_type", "event_time"]
-    connection.con.register("events", tables.rows_of("events", "user_id", users, columns, _FEW_USERS))
-    return connection.table("events")
+    return table_of(duckdb_connection(), "events", tables.rows_of("events", "user_id", users, columns, _FEW_USERS))
 
 
 def _histories(moments: ir.Table, events: ir.Table) -> ir.Table:
@@ -175,26 +174,19 @@ def _histories(moments: ir.Table, events: ir.Table) -> ir.Table:
     items = before.group_by("example_id", "item_id").agg(
         purchases=bought.sum().cast("float32"),
         others=(~bought).sum().cast("float32"),
-        days=(before.event_time.max().epoch_seconds() - before.happened.max().epoch_seconds()) / 86400.0,
+        days=(microseconds(before.event_time.max()) - microseconds(before.happened.max())) / 86_400e6,
     )
     order = [items.days.asc(), items.purchases.desc(), items.item_id.asc()]
     ranked = items.mutate(place=ibis.row_number().over(group_by="example_id", order_by=order))
     ranked = ranked.filter(ranked.place < HISTORY_ITEMS)
-    return ranked.group_by("example_id").agg(
-        history_items=ranked.item_id.collect(order_by=ranked.place),
-        history_counts=ranked.purchases.collect(order_by=ranked.place),
-        history_views=ranked.others.collect(order_by=ranked.place),
-        history_days=ranked.days.cast("float32").collect(order_by=ranked.place),
+    entry = ibis.struct({
+        "place": ranked.place, "item": ranked.item_id, "purchases": ranked.purchases, "others": ranked.others,
+        "days": ranked.days.cast("float32"),
+    })
+    histories = ranked.group_by("example_id").agg(entries=entry.collect())
+    entries = histories.entries.sort()  # by place, which comes first
+    return histories.select(
+        "example_id",
+        history_items=entries.map(lambda one: one["item"]), history_counts=entries.map(lambda one: one["purchases"]),
+        history_views=entries.map(lambda one: one["others"]), history_days=entries.map(lambda one: one["days"]),
     )
-
-
-def duckdb_connection() -> Any:
-    """An Ibis connection to a DuckDB in memory that tells time in UTC.
-
-    Filters stay in DuckDB: those that it hands to Arrow's files compare texts as `string_view`, for which Arrow has no
-    kernel ("no kernel matching input types (string, string_view)"; DuckDB 2.0.0, pyarrow 25.0.1, seen when the users
-    of an update are so few that they become a range). Columns that are not needed are still not read.
-    """
-    connection = ibis.duckdb.connect()
-    connection.raw_sql("SET TimeZone = 'UTC'; SET disabled_optimizers = 'filter_pushdown'")
-    return connection

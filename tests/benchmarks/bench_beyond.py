@@ -1,4 +1,6 @@
-"""Beyond one machine in figures, written to results/serving.json: `make bench-beyond`.
+"""Beyond one machine in figures, written to results/serving.json: `make bench-beyond PARTS="workers celery spark"`.
+
+`celery` and `spark` are told of in beyond_celery.py and beyond_spark.py.
 
 `workers2`: one retrain's lesson is trained by one process and by two, from the same learner; the figure is the largest
 difference between any two of their weights, item rows, moments and counters included, after one pass. Once over a small
@@ -27,12 +29,19 @@ from pipeline.tasks.contract import State
 from pipeline.training import Trained
 from pipeline.workers import train_with
 from tests.benchmarks.bench_serving import write
+from tests.benchmarks.beyond_celery import measure_celery
+from tests.benchmarks.beyond_spark import measure_spark
 from tests.small_shop import publish_hours, settings_of, small_shop
 
 SMALL = {"items": 300, "users": 400}
 LARGE = {"items": 9_000, "users": 400}  # more than recommend_batches.EXACT_ITEMS
 HOURS = 72
-PROTOCOL = "make bench-beyond; one and two processes on one machine of two cores, each from the same learner"
+PROTOCOLS = {
+    "workers": "one and two processes on one machine of two cores, each from the same learner",
+    "celery": "two workers in network namespaces of one machine of two cores, one killed in the middle of an update, "
+              "twice: kill -9, then its cable cut and kill -9",
+    "spark": "Online Retail's log once and several times, with other customers; both engines on one machine, two cores",
+}
 
 
 def trained_by(settings: Settings, workers: int, steps: int, passes: int = 1) -> tuple[Trained, float]:
@@ -88,15 +97,15 @@ def _beside(settings: Settings, name: str, steps: int) -> dict[str, float]:
 
 def main() -> None:
     """Measures all or what is named."""
-    parts = {"workers": measure_workers}
+    parts = {"workers": measure_workers, "celery": measure_celery, "spark": measure_spark}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (default: all)")
     chosen = parser.parse_args().parts or list(parts)
-    figures: dict[str, float] = {}
     for name in chosen:
         print(f"measuring {name}", flush=True)
-        figures |= parts[name]()
-    write(figures, chosen, PROTOCOL, below="beyond")
+        figures = parts[name]()
+        below = "beyond" if name == "workers" else f"beyond_{name}"
+        write(figures, [name], f"make bench-beyond PARTS={name}; {PROTOCOLS[name]}", below=below)
 
 
 if __name__ == "__main__":

@@ -85,13 +85,13 @@ def _backfilled(shop: InstalledShop, source: ShopSimulator, hours: int, calm_hom
         "scheduler.hours": hours,
         "scheduler.rows": sum(rows_of(open_lake(calm), table).total() for table in TABLES),
         "scheduler.rows_wrong": sum(lacking + more for lacking, more in wrong.values()),
-        "scheduler.rows_out_of_balance": _out_of_balance(shop),
+        "scheduler.rows_out_of_balance": out_of_balance(shop),
         "scheduler.updates": len(shop.updates()),
         "scheduler.backfill_seconds": once,
     }
 
 
-def _out_of_balance(shop: InstalledShop) -> int:
+def out_of_balance(shop: InstalledShop) -> int:
     """By how many rows the newest ledger misses the table, or does not account for what it read."""
     registry, lake = open_registry(shop.settings), open_lake(shop.settings)
     number = max(registry.versions("recommend"))
