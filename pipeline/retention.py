@@ -277,8 +277,10 @@ def _print(done: Mapping[str, Any], console: Any, *, dry_run: bool) -> None:
     files = ", ".join(f"{number} of {table}" for table, number in deleted.items()) or "none"
     console.print(f"Files of the lake that no version needs any more: {files}.", highlight=False, soft_wrap=True)
     pages = done["pages_removed"]
-    say = f"Old pages: {pages['quality']} of quality, {pages['lineage']} of lineage, {_megabytes(pages['bytes'])}."
-    console.print(say, highlight=False, soft_wrap=True)
+    console.print(
+        f"Old pages: {pages['quality']} of quality, {pages['lineage']} of lineage, {_megabytes(pages['bytes'])}.",
+        highlight=False, soft_wrap=True,
+    )
 
 
 def _megabytes(count: int) -> str:
