@@ -265,14 +265,14 @@ def _print(done: Mapping[str, Any], console: Any, *, dry_run: bool) -> None:
             gone = "would go" if dry_run else "removed"
             table.add_row(str(version), "stay" if version in found["kept"] else gone, why)
         console.print(table)
-        say = [
+        lines = [
             f"{len(found['kept'])} versions take {_megabytes(found['bytes_kept'])}; {len(found['removed'])} "
             f"{'would free' if dry_run else 'freed'} {_megabytes(found['bytes_removed'])}.",
             f"A year of hourly promotions: {found['versions_after_a_year']} versions of "
             f"{_megabytes(found['bytes_of_a_version'])} each stay, {_megabytes(found['bytes_after_a_year'])}; without "
             f"the rule {_megabytes(found['bytes_without_the_rule'])}.",
         ]
-        console.print("\n".join(say), highlight=False, soft_wrap=True)
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
     deleted = {table: number for table, number in done["files_deleted"].items() if number}
     files = ", ".join(f"{number} of {table}" for table, number in deleted.items()) or "none"
     console.print(f"Files of the lake that no version needs any more: {files}.", highlight=False, soft_wrap=True)

@@ -96,16 +96,15 @@ class Trends:
 
     def shares(self) -> np.ndarray:
         """[items] float32, each item's share of the choices of the longest span, up to now."""
-        self._sum_up()
-        return (self._counts[:, -1] + np.float32(_UNSEEN)) / self._total[-1]
+        return (self._counts[:, -1] + np.float32(_UNSEEN)) / self._summed()[-1]
 
     def _logs_of(self, counts: np.ndarray) -> np.ndarray:
-        self._sum_up()
-        return np.log((counts + np.float32(_UNSEEN)) / self._total)
+        return np.log((counts + np.float32(_UNSEEN)) / self._summed())
 
-    def _sum_up(self) -> None:
+    def _summed(self) -> np.ndarray:
         if self._total is None:
             self._total = self._counts.sum(axis=0) + np.float32(_UNSEEN * max(len(self._counts) - 1, 1))
+        return self._total
 
     def keep(self, kept: np.ndarray, moved: np.ndarray) -> None:
         """Drops all rows but `kept` ([m] int, ascending, row 0 first); `moved` [items]: their new places, 0: gone."""
