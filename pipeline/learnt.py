@@ -95,7 +95,10 @@ class FewRows:
     Attributes:
         feed: the feed.
         images: the rows' images in the table's change data, oldest first.
+        engine: of table work on them; they lie in memory.
     """
+
+    engine = "duckdb"
 
     def __init__(self, feed: Feed, images: pa.Table) -> None:
         """`images`: the table's columns, `_change_type` and `_commit_version`."""
@@ -134,6 +137,10 @@ class FewRows:
         if table != self.feed.name or not len(log := self.images.filter(inside)):
             return schema.empty_table()
         return net_changes(log, self.feed)
+
+    def days(self, table: str, version: int) -> ds.Dataset:
+        """`Lake.days` of these rows."""
+        return self.dataset(table, version)
 
     def dataset(self, table: str, version: int | None = None) -> ds.Dataset:
         """`Lake.dataset` of these rows: as they were at `version`."""
