@@ -61,7 +61,7 @@ class Recommend:
     )
     # Online Retail, weekly: 3e-3 and 1e-3 are alike in Recall@20 (0.321, 0.320), the faster finds more of what a
     # customer never had (0.131, 0.119); this lies between. One pass is as good as two at less than half of the cost
-    # (seed 1, weeks 44 to 53 side by side: 0.3136, 0.3128), as two were as good as four; of DIGINETICA's 30,000
+    # (seed 1, weeks 44 to 53, that seed alone: 0.3136, 0.3128), as two were as good as four; of DIGINETICA's 30,000
     # examples the second pass changed Recall@20 by 0.002. So nothing has to be kept for a pass that spoils.
     update_schedule = Schedule(
         learning_rate=2e-3, warmup_steps=5, epochs=1, patience_epochs=1, batch_size=128,
