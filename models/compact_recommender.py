@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # this and the next two: as in layers.py, which needs TensorFlow
+RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # this and the next four: as in layers.py, which needs TensorFlow
 NEIGHBOUR_HISTORY = 16
 VISIT_DAYS = 1 / 48
 USER_FEATURES = 9

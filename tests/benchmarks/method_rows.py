@@ -76,9 +76,8 @@ METHODS: Mapping[str, Method] = {
     "EWC 1000": Method(with_methods(ewc=1000.0)),
     "dropout 0": Method(with_methods(dropout=0.0), without="dropout of 0.4"),
     "dropout 0.2": Method(with_methods(dropout=0.2), without="dropout of 0.4"),
-    "no early stopping, 4 passes": Method(
-        with_schedule(epochs=4, patience_epochs=99), without="early stopping after at most 2 passes"
-    ),
+    "4 passes": Method(with_schedule(epochs=4, patience_epochs=99), without="a single pass"),
+    "up to 4 passes, early stopping": Method(with_schedule(epochs=4), without="a single pass"),
     "no warm-up": Method(with_schedule(warmup_steps=0), without="warm-up of 5 steps"),
     "learning rate by trials": Method(with_methods(rate_trials=4)),
     "learning rate / 10": Method(
