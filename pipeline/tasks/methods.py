@@ -1,6 +1,6 @@
 """The methods of the field that make training gentler, steadier or faster, each a plain setting of a schedule.
 
-What each gives and costs is measured (tests/benchmarks/LEARNING.md); by default only what pays is on.
+`make bench-learning PARTS=methods` compares each with the default update; what has not been shown to pay is off.
 """
 
 from __future__ import annotations
