@@ -27,6 +27,8 @@ def settings(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPat
     for name, chosen in (("base_schedule", retrain), ("update_schedule", update)):
         schedule = getattr(Recommend, name)
         monkeypatch.setattr(Recommend, name, replace(schedule, methods=replace(schedule.methods, **chosen)))
+    # a server that an earlier test ran in this process has set it; another registry's encoders are in that folder
+    monkeypatch.delenv("EVERGREEN_MODEL_CACHE", raising=False)
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     return settings_of(tmp_path)
 
