@@ -298,7 +298,10 @@ class Installation:
         pid = self._supervisor_pid()
         if pid is None:
             return
+        told = [self._control("pid", program) for program in self.programs]
+        begun = _begun_by([psutil.Process(int(one)) for one in told if one.isdigit() and psutil.pid_exists(int(one))])
         self._control("stop", *reversed(self.programs))  # before the database that they use
+        _end(begun)  # a task has a process group of its own, which supervisord knows nothing of
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         while _alive(pid):
@@ -489,15 +492,37 @@ def run_alone(home: Path, words: Sequence[str]) -> None:
     path = home / "leaders" / hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
-                same_group = os.getpgid(process.pid) == int(path.read_text())
-                # a number may be another program's by now; a worker that names itself has no environment to read
-                if same_group and process.cwd() == str(home):
-                    process.kill()
-                    process.wait(_STOP_SECONDS)
+        _end_group(int(path.read_text()), str(home))
     path.write_text(str(os.getpgrp()))
     os.execvp(words[0], list(words))
+
+
+def _end_group(leader: int, home: str) -> None:
+    """Ends what is left of a process group and what that has begun; Airflow gives each task a group of its own."""
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            # a number may be another program's by now; a worker that names itself has no environment to read
+            if os.getpgid(process.pid) == leader and process.cwd() == home:
+                process.suspend()  # so that it begins nothing more, unseen by what follows
+                left.append(process)
+    _end([*left, *_begun_by(left)])
+
+
+def _begun_by(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """The children of processes, their children, and so on."""
+    begun = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            begun += process.children(recursive=True)
+    return begun
+
+
+def _end(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, _STOP_SECONDS)
 
 
 def _remembered(home: Path) -> dict[str, str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.demo import DemoFailed, Stream, clear
@@ -67,6 +70,46 @@ def test_no_secret_stands_in_the_supervisors_configuration(tmp_path: Path) -> No
     made = installation.secrets
     assert len(vars(made)) == 5 and not any(secret in text for secret in vars(made).values())
     assert "hidden" not in text
+
+
+_TASK = "import os, time; os.setpgid(0, 0); print(os.getpid(), flush=True); time.sleep(600)"
+_WORKER = f"""
+import os, subprocess, sys, time
+print(os.getpid(), flush=True)
+subprocess.Popen([sys.executable, "-c", {_TASK!r}])
+time.sleep(600)
+"""
+_SERVER = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {_WORKER!r}]); time.sleep(600)"
+
+
+def _served_alone(home: Path) -> subprocess.Popen[str]:
+    """A program as supervisord starts it: in the home, the leader of a process group."""
+    command = [sys.executable, "-m", "pipeline.installation", "alone", sys.executable, "-c", _SERVER]
+    return subprocess.Popen(
+        command, cwd=home, env={**os.environ, "EVERGREEN_HOME": str(home)}, process_group=0, stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _begun_by(served: subprocess.Popen[str]) -> list[psutil.Process]:
+    assert served.stdout is not None
+    return [psutil.Process(int(served.stdout.readline())) for _ in ("worker", "task")]
+
+
+def test_what_a_killed_program_left_is_ended_also_where_it_has_a_group_of_its_own(tmp_path: Path) -> None:
+    first = _served_alone(tmp_path)
+    left = _begun_by(first)
+    first.kill()
+    first.wait()
+    assert all(one.is_running() for one in left)
+    second = _served_alone(tmp_path)
+    own = _begun_by(second)
+    try:
+        assert not psutil.wait_procs(left, 10)[1]
+        assert all(one.is_running() for one in own)
+    finally:
+        for one in (*own, second):
+            one.kill()
 
 
 def test_what_is_remembered_holds_at_the_next_start_and_the_environment_wins(tmp_path: Path) -> None:
