@@ -13,11 +13,9 @@ From a shell: `python -m pipeline.installation --help`.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -29,13 +27,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from configparser import ConfigParser
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import psutil
-
-from pipeline import registry_login, registry_tls
+from pipeline import leftovers, registry_login, registry_tls
+from pipeline.installation_secrets import Secrets, write_secretly
 from pipeline.settings import REPOSITORY, Settings, SettingsError, read_settings
 
 Report = Callable[[str], None]
@@ -55,42 +52,6 @@ _REMEMBERED = "environment.json"
 
 class InstallationError(RuntimeError):
     """The installation cannot be started or stopped; the message says which part, why, and where its log is."""
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """What must stay the same from start to start, and secret."""
-
-    mask_key: str = field(repr=False)
-    jwt_secret: str = field(repr=False)
-    fernet_key: str = field(repr=False)
-    admin_password: str = field(repr=False)
-    webhook_key: str = field(repr=False)
-
-    # what must be the same on every machine; the others are of the one with the UIs
-    SHARED = ("EVERGREEN_MASK_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY")
-
-    @classmethod
-    def of(cls, home: Path, environment: Mapping[str, str]) -> Secrets:
-        """The secrets below `home`, made where there are none; those in the environment win."""
-        path = home / "secrets.json"
-        held = json.loads(path.read_text()) if path.exists() else {}
-        made = {
-            "mask_key": secrets.token_hex(32), "jwt_secret": secrets.token_hex(32), "fernet_key": _fernet_key(),
-            "admin_password": secrets.token_urlsafe(9), "webhook_key": _fernet_key(),
-        }
-        if set(made) - set(held):
-            home.mkdir(parents=True, exist_ok=True)
-            unfinished = home / f".secrets.{os.getpid()}"
-            held = {**made, **held}
-            _write_secretly(unfinished, json.dumps(held, indent=2))
-            unfinished.replace(path)
-        names = {
-            "mask_key": "EVERGREEN_MASK_KEY", "jwt_secret": "AIRFLOW__API_AUTH__JWT_SECRET",
-            "fernet_key": "AIRFLOW__CORE__FERNET_KEY", "admin_password": "EVERGREEN_ADMIN_PASSWORD",
-            "webhook_key": "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
-        }
-        return cls(**{name: environment.get(variable) or held[name] for name, variable in names.items()})
 
 
 @dataclass(frozen=True)
@@ -299,9 +260,9 @@ class Installation:
         if pid is None:
             return
         told = [self._control("pid", program) for program in self.programs]
-        begun = _begun_by([psutil.Process(int(one)) for one in told if one.isdigit() and psutil.pid_exists(int(one))])
+        begun = leftovers.begun_by(int(one) for one in told if one.isdigit())
         self._control("stop", *reversed(self.programs))  # before the database that they use
-        _end(begun)  # a task has a process group of its own, which supervisord knows nothing of
+        leftovers.end(begun)  # a task has a process group of its own, which supervisord knows nothing of
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         while _alive(pid):
@@ -333,7 +294,7 @@ class Installation:
         for folder in (self.home / "logs", self.home / "airflow", self.runtime):
             folder.mkdir(parents=True, exist_ok=True)
         passwords = self.home / "airflow" / "passwords.json"
-        _write_secretly(passwords, json.dumps({ADMIN: self.secrets.admin_password}))
+        write_secretly(passwords, json.dumps({ADMIN: self.secrets.admin_password}))
         (self.home / "reports").mkdir(exist_ok=True)
         config = ConfigParser(interpolation=None)
         control = self.runtime / "supervisor.sock"
@@ -482,65 +443,9 @@ class Installation:
             time.sleep(0.2)
 
 
-def run_alone(home: Path, words: Sequence[str]) -> None:
-    """Becomes the command, once the processes that an earlier run of it left behind are ended.
-
-    A server that was killed leaves its workers: MLflow's hold the port, with the database of before, so that the server
-    that supervisord starts in its place could never listen; the scheduler's go on with tasks that the next one begins
-    anew. supervisord makes each program the leader of a process group and starts it in the home.
-    """
-    path = home / "leaders" / hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        _end_group(int(path.read_text()), str(home))
-    path.write_text(str(os.getpgrp()))
-    os.execvp(words[0], list(words))
-
-
-def _end_group(leader: int, home: str) -> None:
-    """Ends what is left of a process group and what that has begun; Airflow gives each task a group of its own."""
-    left = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            # a number may be another program's by now; a worker that names itself has no environment to read
-            if os.getpgid(process.pid) == leader and process.cwd() == home:
-                process.suspend()  # so that it begins nothing more, unseen by what follows
-                left.append(process)
-    _end([*left, *_begun_by(left)])
-
-
-def _begun_by(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """The children of processes, their children, and so on."""
-    begun = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            begun += process.children(recursive=True)
-    return begun
-
-
-def _end(processes: Sequence[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(processes, _STOP_SECONDS)
-
-
 def _remembered(home: Path) -> dict[str, str]:
     path = home / _REMEMBERED
     return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def _write_secretly(path: Path, text: str) -> None:
-    """Writes a file that its owner alone can read, also where one stands that others could."""
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_text(text)
-
-
-def _fernet_key() -> str:
-    import base64
-
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
 def free_port(first: int) -> int:
@@ -600,7 +505,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, errors = Console(), Console(stderr=True)
     try:
         if chosen.command == "alone":
-            run_alone(installation.home, chosen.words)
+            leftovers.run_alone(installation.home, chosen.words)
         if chosen.command == "worker":
             installation.become_worker()
         if chosen.command == "exec":

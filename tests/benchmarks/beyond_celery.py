@@ -27,7 +27,7 @@ from typing import Any
 from unittest.mock import patch
 
 from pipeline.ingest import ingest
-from pipeline.installation import Secrets
+from pipeline.installation_secrets import Secrets
 from pipeline.lake import open_lake
 from pipeline.registry import open_registry
 from pipeline.settings import REPOSITORY
