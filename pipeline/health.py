@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.alerts import last_asked, open_alerts
 from pipeline.conditions import LOSS, SHARE_MOVED, bin_in_words
+from pipeline.own_health_page import own_sections, users_section
 from pipeline.pages import document, page_path
 from pipeline.pictures import STYLE, Bar, Line, bars_picture, columns_picture, line_picture
 from pipeline.registry_errors import PREFIX
@@ -39,7 +40,7 @@ _SERVES_BADLY = ("no-champion", "below-baseline", "failed", "silent")  # a custo
 
 def write_health_page(
     tasks: Sequence[TaskHealth], feeds: Sequence[FeedHealth], quarantined: Mapping[tuple[str, str], int],
-    settings: Settings, at: datetime,
+    settings: Settings, at: datetime, segments: Mapping[str, int],
 ) -> Path:
     """Writes `reports/health.html`, in the place of an older one, and returns its path.
 
@@ -48,6 +49,7 @@ def write_health_page(
         quarantined: (feed, reason) -> rows of the last week, most first.
         settings: of the installation.
         at: when the states were looked at.
+        segments: of users -> how many have a profile.
     """
     path, alerts = settings.reports / "health.html", open_alerts(settings)
     opened = frozenset(alert["condition"] for alert in alerts)
@@ -55,6 +57,7 @@ def write_health_page(
         f'<header><p class="crumb">Evergreen</p><h1>Health</h1><p>As of {at:%Y-%m-%d %H:%M} UTC</p></header>',
         _verdict(tasks, alerts),
         *(_task(health, last_asked(settings, f"retrain-{health.task}"), opened, settings.reports) for health in tasks),
+        users_section(segments),
         *(_feed(health, quarantined, settings) for health in sorted(feeds, key=lambda one: -sum(one.hourly))),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,7 @@ def _task(health: TaskHealth, asked: Mapping[str, Any] | None, opened: Collectio
     return "\n".join([
         f'<h2 class="of">{_text(PREFIX + health.task)}{_lineage(health, reports)}</h2>', _tiles(health, asked, opened),
         f'<div class="two wide"><div>{_quality(health)}{_decisions(health)}</div>'
-        f"<div>{_aging(health)}{_answers(health.answers)}</div></div>",
+        f"<div>{own_sections(health.task, health.own)}{_aging(health)}{_answers(health.answers)}</div></div>",
     ])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pipeline.drift import LEAST_REFERENCES, Fall, Gain, Shift, fall_of, shifts
 from pipeline.forgetting import learnt_from_deleted
 from pipeline.lake import Lake, open_lake
 from pipeline.model_card import note_moves
+from pipeline.own_health import OwnHealth, own_health, users_by_segment
 from pipeline.profiles import (
     KEPT_DAYS,
     UNKNOWN,
@@ -51,6 +52,7 @@ from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.surge import tell_surges
 from pipeline.tasks.catalogue import entry, task_named
+from pipeline.tasks.contract import Explained
 from pipeline.window import HOUR, Window, windows_between
 
 # A day of a shop's rhythm, so that a quiet night alone decides nothing.
@@ -90,6 +92,7 @@ class TaskHealth:
         retrained: when the newest full retrain was decided on.
         learnt_from_deleted: whether the champion may have learnt from rows that were deleted on request.
         fault: why the champion could not score or answer what is new; empty: it could.
+        own: what the task says of itself.
     """
 
     task: str
@@ -111,6 +114,7 @@ class TaskHealth:
     retrained: datetime | None = None
     learnt_from_deleted: bool = False
     fault: str = ""
+    own: OwnHealth = field(default_factory=OwnHealth)
 
     @property
     def hours_behind(self) -> float | None:
@@ -170,7 +174,8 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     tasks = []
     for name in settings.tasks:
         fault = _measured(lake, registry, name, settings)
-        tasks.append(task_health(lake, registry, name, fault))
+        health = task_health(lake, registry, name, fault)
+        tasks.append(replace(health, own=_own_health(lake, health, settings)))
         note_moves(name, settings)
     opened = _opened(settings)
     of_feeds = {one.feed: feed_conditions(one, opened) for one in feeds}
@@ -181,7 +186,7 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     retrain = _requests(settings, {
         task: [*some, *of_feeds[entry(task).table]] for task, some in of_tasks.items()
     }, at, run)
-    page = write_health_page(tasks, feeds, quarantine_counts(lake), settings, at)
+    page = write_health_page(tasks, feeds, quarantine_counts(lake), settings, at, users_by_segment(lake))
     return {"page": str(page), "retrain": retrain, "conditions": [*(str(one) for one in found), *surges]}
 
 
@@ -193,6 +198,12 @@ def _measured(lake: Lake, registry: Registry, name: str, settings: Settings) -> 
     except Exception as error:  # whatever a champion cannot do, the page must still be written
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _own_health(lake: Lake, health: TaskHealth, settings: Settings) -> OwnHealth:
+    task = task_named(health.task, settings, lake)
+    words = task.measures if isinstance(task, Explained) else {}
+    return own_health(lake, health.task, words, [line.window.start for line in health.lines])
 
 
 def _opened(settings: Settings) -> dict[str, datetime]:

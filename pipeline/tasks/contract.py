@@ -276,6 +276,17 @@ class Reader(Protocol):
 
 
 @runtime_checkable
+class Explained(Protocol):
+    """A task that says in words what its metrics tell, for the health page. Not every task does.
+
+    Attributes:
+        measures: metric -> what it says; the deciding one first.
+    """
+
+    measures: Mapping[str, str]
+
+
+@runtime_checkable
 class MakesExamples(Protocol):
     """A task that makes up examples of its own beside those that happened. Not every task does.
 

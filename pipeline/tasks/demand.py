@@ -34,6 +34,11 @@ class DemandTask:
     """Forecasts of demand, and the answer of demand to price."""
 
     name = "demand"
+    measures = {  # noqa: RUF012  # fixed for the class
+        "accuracy@7d": "forecast over truth of a week's units, or truth over forecast",
+        "pinball@7d": "pinball loss of the quantiles, negative",
+        "inside@7d": "weeks inside their 80 % interval (0.8 is right)",
+    }
     table = "events"
     context_tables = ("items",)
     unit_column = "item_id"

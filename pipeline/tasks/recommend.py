@@ -33,6 +33,10 @@ class Recommend:
     """Next-item recommendation and search over one catalogue."""
 
     name = "recommend"
+    measures = {  # noqa: RUF012  # fixed for the class
+        "recall@20": "chosen items among the first 20", "ndcg@20": "the same, more for higher places",
+        "mrr@20": "1 / the place of the first chosen item",
+    }
     table = "events"
     context_tables = ("items",)
     unit_column = "user_id"
