@@ -1,4 +1,4 @@
-"""The reference server: recommend, search, similar items, price, stock, intent, sentiment, over HTTP.
+"""The reference server: recommend, search, similar items, price, stock, intent, sentiment, profile, over HTTP.
 
 `make serve` or `python -m pipeline.serving --help`. It follows the registry's `champion` (pipeline/served_models.py),
 holds no state but models, and scales by adding processes. Its description is at /openapi.json and, to read and try, at
@@ -31,6 +31,7 @@ from pipeline.served_models import NoModel, ServedModels
 from pipeline.serving_limits import KeyedLimit, SizeLimit
 from pipeline.serving_metrics import ServingMetrics
 from pipeline.serving_page import page
+from pipeline.serving_profile import profile_question
 from pipeline.serving_schema import (
     FAILURES,
     UNKNOWN,
@@ -127,6 +128,7 @@ def create_app(
     _health(app, models, metrics)
     _answers(app, models)
     app.include_router(typed_questions(models, Depends(app.state.allowed("read"))))
+    app.include_router(profile_question(settings, Depends(app.state.allowed("read"))))
     _pages(app, models, settings)
     return app
 

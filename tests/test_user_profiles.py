@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from fastapi.testclient import TestClient
 
 from pipeline import updating, user_profile_updates
 from pipeline.forgetting import forget
@@ -23,6 +24,8 @@ from pipeline.masking import Mask
 from pipeline.quality import faults_of, read_suites
 from pipeline.registry import open_registry
 from pipeline.schema import EVENTS, ITEMS
+from pipeline.served_models import ServedModels
+from pipeline.serving import create_app
 from pipeline.settings import REPOSITORY, Settings, SettingsError, read_settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.recommend_profiles import answers_for_profiles
@@ -386,6 +389,35 @@ def test_the_command_shows_a_raw_users_profile_with_its_evidence_and_never_the_r
     assert "nobody" not in capsys.readouterr().err
     assert main(["update"]) == 0
     assert "0 profiles made" in capsys.readouterr().out
+
+
+def test_the_server_tells_who_a_customer_is_by_the_raw_or_the_masked_id(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EVERGREEN_MODEL_CACHE", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "1")  # which a server sets for its process
+    with TestClient(create_app(shop, (), ServedModels(shop, shop.home / "serving", ()))) as client:
+        answer = client.post("/v1/profile", json={"user_id": "bob", "evidence": True})
+        assert answer.status_code == 200, answer.text
+        told, wanted = answer.json(), profile(open_lake(shop), "bob")
+        assert set(told) == set(wanted.as_json()) and told["user_id"] == user("bob") and told["vector"] is None
+        assert (told["orders"], told["spent"]) == (wanted.orders, wanted.spent)
+        assert datetime.fromisoformat(told["last_purchase"]) == wanted.last_purchase
+        assert told["interests"][0]["evidence"][0]["event_id"] == "b2" and "bob" not in answer.text
+        short = client.post("/v1/profile", json={"user_id": user("bob")}).json()
+        assert short["segment"] == "returning" and short["interests"][0]["evidence"] == []
+        unknown = client.post("/v1/profile", json={"user_id": "somebody else"})
+        assert unknown.status_code == 404 and "somebody else" not in unknown.text
+
+        def away(*_: object) -> None:
+            raise OSError("no such host")
+
+        monkeypatch.setattr("pipeline.serving_profile.read_profile", away)
+        assert client.post("/v1/profile", json={"user_id": "bob"}).status_code == 503
+    off = replace(shop, derived=())
+    with TestClient(create_app(off, (), ServedModels(off, shop.home / "serving", ()))) as client:
+        refused = client.post("/v1/profile", json={"user_id": "bob"})
+        assert refused.status_code == 404 and "EVERGREEN_TASKS" in refused.text
 
 
 def test_profiles_are_switched_on_among_the_tasks_and_learn_nothing() -> None:
