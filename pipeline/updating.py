@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from pipeline import readings
 from pipeline.alerts import raise_alert, settle_alert
-from pipeline.arrival import arrival_rows, as_table, by_window, quality_rows
 from pipeline.checkpoint import Ledger
+from pipeline.judged import Judged, publish_quality
 from pipeline.lake import Lake, open_lake
 from pipeline.lineage import note_version_page, of_version
 from pipeline.lineage_pages import write_lineage_page
@@ -37,8 +37,7 @@ from pipeline.unscorable import CannotScore, asking
 if TYPE_CHECKING:
     from pipeline.gate import Decision
     from pipeline.lesson import Lesson
-    from pipeline.remembering import Remembered
-    from pipeline.tasks.contract import Examples, Learner, Scores, Task
+    from pipeline.tasks.contract import Learner, Task
 
 Report = Callable[[str], None]
 
@@ -139,7 +138,7 @@ def _acted_on(
 ) -> dict[str, Any]:
     lake, registry = open_lake(settings), open_registry(settings)
     with locks_of(settings.home, settings.lock_url)(f"quality-{task_name}"):  # two runs may promote one version at once
-        _publish_quality(lake, registry, task_name, version)
+        publish_quality(lake, registry, task_name, version)
     tags = registry.tags(task_name, version)
     readings.publish(lake, registry, task_name, version)
     reasons = json.loads(tags["evergreen.reasons"])
@@ -231,7 +230,7 @@ class _Job:
         )
         if start > parent.versions[self.task.table]:
             self._report_set_aside(champion, parent, lesson.ledger, start, decided_at)
-        judged = _Judged.of(self.task, tables, lesson)
+        judged = Judged.of(self.task, tables, lesson)
         judged.old = old
         judged.add("champion", champion, learner)
         if parent.base is None:
@@ -260,7 +259,7 @@ class _Job:
             f"retrain ({reason}): {len(lesson.new)} examples to learn, {len(lesson.tune)} tune, "
             f"{len(lesson.gate)} judge; the last {lesson.ledger.span_hours} h stay out for that"
         )
-        judged = _Judged.of(self.task, tables, lesson)
+        judged = Judged.of(self.task, tables, lesson)
         fault = None if before is None or champion is None else self._judge_lineage(judged, champion, before)
         learner = self.task.learner(self.settings.seed)
         if isinstance(learner, AdaptsEncoder):
@@ -274,7 +273,7 @@ class _Job:
         read = readings.read_by(trained.learner, lesson.context)
         return self._conclude(trained.learner, lesson, judged, champion, notes, read, fault)
 
-    def _judge_lineage(self, judged: _Judged, champion: int, ledger: Ledger) -> CannotScore | None:
+    def _judge_lineage(self, judged: Judged, champion: int, ledger: Ledger) -> CannotScore | None:
         """Scores the champion, and the first model of its lineage; returns why the champion cannot be asked.
 
         A retrain begins a lineage with a fixed older model of its own, so it must hold beside the one before: else
@@ -302,7 +301,7 @@ class _Job:
         return _outcome(self.name, None, "cannot-score", [str(fault)])
 
     def _conclude(
-        self, learner: Learner, lesson: Lesson, judged: _Judged, champion: int | None, notes: Mapping[str, str],
+        self, learner: Learner, lesson: Lesson, judged: Judged, champion: int | None, notes: Mapping[str, str],
         read: Mapping[str, pa.Table], fault: CannotScore | None = None,
     ) -> dict[str, Any]:
         """Scores the challenger, decides, registers it with its quality and what was read beside its checkpoint."""
@@ -365,81 +364,6 @@ class _Job:
                 "Look at these windows' quality pages; correct the files and backfill the hours to have them learnt."
             ],
         )
-
-
-class _Judged:
-    """Scores of several models on the same examples: the newly landed ones by window, and the gate's."""
-
-    def __init__(self, arrived: Examples, gate: Examples, window: datetime) -> None:
-        self.validation: dict[str, Scores] = {}
-        self.old: Remembered | None = None
-        self._arrived, self._gate, self._window = arrived, gate, window
-        self._on_arrival: dict[str, Scores] = {}
-        self._versions: dict[str, int] = {}
-
-    @classmethod
-    def of(cls, task: Task, tables: Snapshot, lesson: Lesson) -> _Judged:
-        """With the baseline's scores."""
-        judged = cls(lesson.arrived, lesson.gate, lesson.ledger.window)
-        judged.validation["baseline"] = task.baseline(tables, lesson.gate)
-        judged._versions["baseline"] = 0
-        if len(lesson.arrived):
-            judged._on_arrival["baseline"] = task.baseline(tables, lesson.arrived)
-        return judged
-
-    def add(self, role: str, version: int, learner: Learner) -> None:
-        """Scores a model in a role, on everything."""
-        self._versions[role] = version
-        with asking(version):
-            self.validation[role] = learner.score(self._gate)
-            if len(self._arrived):
-                self._on_arrival[role] = learner.score(self._arrived)
-            if self.old is not None:
-                self.old.add("reference" if role == "never_updated" else role, learner)
-
-    def also(self, role: str, same_as: str) -> None:
-        """A model that has two roles is scored once."""
-        self._versions[role] = self._versions[same_as]
-        self.validation[role] = self.validation[same_as]
-        if same_as in self._on_arrival:
-            self._on_arrival[role] = self._on_arrival[same_as]
-
-    def score(self, challenger: Learner) -> Scores:
-        """The challenger, on the gate's examples only: what arrived it has learnt."""
-        return challenger.score(self._gate)
-
-    def rows(self, challenger: Scores, seed: int) -> list[dict[str, Any]]:
-        """Rows of the lake's `quality`, without the challenger's version, in JSON's types."""
-        rows = [
-            row for role, scores in self.validation.items()
-            for row in quality_rows(scores, "validation", self._window, role, self._versions[role], seed)
-        ]
-        rows += quality_rows(challenger, "validation", self._window, "challenger", 0, seed)
-        for role, scores in self._on_arrival.items():
-            rows += arrival_rows(scores, self._arrived, role, self._versions[role], seed)
-        return rows
-
-    def arrived_by_window(self, role: str) -> dict[datetime, Scores]:
-        """A role's scores on what arrived, by the window in which it landed, in order; none where it was not asked."""
-        scores = self._on_arrival.get(role)
-        return {} if scores is None else by_window(scores, self._arrived)
-
-
-def _publish_quality(lake: Lake, registry: Registry, task_name: str, version: int) -> None:
-    """Puts a version's quality rows into the lake, once."""
-    import pyarrow.dataset as ds
-
-    held = lake.arrow(
-        "quality", columns=["challenger"], filter=(ds.field("task") == task_name) & (ds.field("challenger") == version)
-    )
-    if len(held):
-        return
-    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
-        folder = registry.load_checkpoint(task_name, version, Path(scratch))
-        rows = json.loads((folder / "quality.json").read_text())
-    lake.append("quality", as_table([
-        {**row, "model_version": version if row["role"] == "challenger" else row["model_version"]} for row in rows
-    ], task_name, version))
 
 
 def _attempts(

@@ -1,0 +1,95 @@
+"""The scores of one job: several models on the same examples, kept with the version, put into the table `quality`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.dataset as ds
+
+from pipeline.arrival import arrival_rows, as_table, by_window, quality_rows
+from pipeline.lake import Lake
+from pipeline.registry import Registry
+from pipeline.snapshot import Snapshot
+from pipeline.unscorable import asking
+
+if TYPE_CHECKING:
+    from pipeline.lesson import Lesson
+    from pipeline.remembering import Remembered
+    from pipeline.tasks.contract import Examples, Learner, Scores, Task
+
+
+class Judged:
+    """Scores of several models on the same examples: the newly landed ones by window, and the gate's."""
+
+    def __init__(self, arrived: Examples, gate: Examples, window: datetime) -> None:
+        self.validation: dict[str, Scores] = {}
+        self.old: Remembered | None = None
+        self._arrived, self._gate, self._window = arrived, gate, window
+        self._on_arrival: dict[str, Scores] = {}
+        self._versions: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, task: Task, tables: Snapshot, lesson: Lesson) -> Judged:
+        """With the baseline's scores."""
+        judged = cls(lesson.arrived, lesson.gate, lesson.ledger.window)
+        judged.validation["baseline"] = task.baseline(tables, lesson.gate)
+        judged._versions["baseline"] = 0
+        if len(lesson.arrived):
+            judged._on_arrival["baseline"] = task.baseline(tables, lesson.arrived)
+        return judged
+
+    def add(self, role: str, version: int, learner: Learner) -> None:
+        """Scores a model in a role, on everything."""
+        self._versions[role] = version
+        with asking(version):
+            self.validation[role] = learner.score(self._gate)
+            if len(self._arrived):
+                self._on_arrival[role] = learner.score(self._arrived)
+            if self.old is not None:
+                self.old.add("reference" if role == "never_updated" else role, learner)
+
+    def also(self, role: str, same_as: str) -> None:
+        """A model that has two roles is scored once."""
+        self._versions[role] = self._versions[same_as]
+        self.validation[role] = self.validation[same_as]
+        if same_as in self._on_arrival:
+            self._on_arrival[role] = self._on_arrival[same_as]
+
+    def score(self, challenger: Learner) -> Scores:
+        """The challenger, on the gate's examples only: what arrived it has learnt."""
+        return challenger.score(self._gate)
+
+    def rows(self, challenger: Scores, seed: int) -> list[dict[str, Any]]:
+        """Rows of the lake's `quality`, without the challenger's version, in JSON's types."""
+        rows = [
+            row for role, scores in self.validation.items()
+            for row in quality_rows(scores, "validation", self._window, role, self._versions[role], seed)
+        ]
+        rows += quality_rows(challenger, "validation", self._window, "challenger", 0, seed)
+        for role, scores in self._on_arrival.items():
+            rows += arrival_rows(scores, self._arrived, role, self._versions[role], seed)
+        return rows
+
+    def arrived_by_window(self, role: str) -> dict[datetime, Scores]:
+        """A role's scores on what arrived, by the window in which it landed, in order; none where it was not asked."""
+        scores = self._on_arrival.get(role)
+        return {} if scores is None else by_window(scores, self._arrived)
+
+
+def publish_quality(lake: Lake, registry: Registry, task_name: str, version: int) -> None:
+    """Puts a version's quality rows into the lake, once."""
+    held = lake.arrow(
+        "quality", columns=["challenger"], filter=(ds.field("task") == task_name) & (ds.field("challenger") == version)
+    )
+    if len(held):
+        return
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+        folder = registry.load_checkpoint(task_name, version, Path(scratch))
+        rows = json.loads((folder / "quality.json").read_text())
+    lake.append("quality", as_table([
+        {**row, "model_version": version if row["role"] == "challenger" else row["model_version"]} for row in rows
+    ], task_name, version))
