@@ -52,7 +52,7 @@ status: setup ## Say what runs
 test: setup ## The fast tests (under 5 minutes)
 	$(RUN) pytest -n 2 -m "not slow"
 
-test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9 (EVERGREEN_TEST_KILLS=8)
+test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9 (EVERGREEN_TEST_KILLS=5)
 	$(RUN) pytest -n 2 --dist loadfile -m slow
 
 lint: setup ## Style and types

@@ -331,7 +331,7 @@ def command(home: Path, landing: Path, arguments: list[str]) -> subprocess.Popen
 def test_killed_again_and_again_the_tables_end_as_without_kills(
     shop: ShopSimulator, shop_landing: Path, tmp_path: Path
 ) -> None:
-    windows = list(windows_between(shop.first, shop.last))[:12]
+    windows = list(windows_between(shop.first, shop.last))[:6]
     calm = settings_of(tmp_path / "calm", EVERGREEN_LANDING=str(shop_landing))
     killed = settings_of(tmp_path / "killed", EVERGREEN_LANDING=str(shop_landing))
     for window in windows:
@@ -341,7 +341,7 @@ def test_killed_again_and_again_the_tables_end_as_without_kills(
     died = 0
     for number in range(KILLS):
         # a few windows are done so often that the kills fall on empty lakes, on half-done and on unchanged windows
-        some = windows[number % 6 * 2 :][:2]
+        some = windows[number % 3 * 2 :][:2]
         process = command(killed.home, shop_landing, _range(some))
         time.sleep(whole_s * moments.uniform(0.45, 1.0))  # before that it imports
         process.send_signal(signal.SIGKILL)

@@ -140,7 +140,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.slow
-@tried(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tried(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 @example(steps=[({0: (("e1", 1.0),), 1: (("e1", 2.0),)}, None), ({0: ()}, "_merge"), ({2: (("e1", 1.0),)}, None)])
 def test_whatever_lands_is_corrected_and_dies_the_log_ends_as_if_fresh(
