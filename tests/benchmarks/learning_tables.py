@@ -133,11 +133,14 @@ def page() -> str:
         "diginetica_honest": "DIGINETICA, unseen targets counted as misses (the same)",
         "diginetica_at_joint_steps": "DIGINETICA, where joint retraining was made, same sessions, unseen dropped",
     }
+    measured = ", ".join(f"{name} `{part['commit'][:10]}`" for name, part in sorted(found["parts"].items()))
     parts = [
         "# What the learner reaches\n",
         "Written by `make bench-learning` and `make tables` from [results/learning.json](results/learning.json); the "
-        f"protocols are in [protocols/](protocols). Commit `{found['commit'][:10]}`. CPU-seconds are of growth and "
-        "training in a warm process.\n",
+        "protocols are in [protocols/](protocols). CPU-seconds are of growth and training in a warm process. Parts and "
+        f"the commits that they measured: {measured}.\n",
+        "Of Online Retail's seeds the first goes through the gate, as in service: updates that it holds are learnt "
+        "later. The others are updated every week.\n",
         "## Figures and what is wanted\n", short_table(), "",
     ]
     for name, title in titles.items():
