@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -110,6 +111,24 @@ def test_what_a_killed_program_left_is_ended_also_where_it_has_a_group_of_its_ow
     finally:
         for one in (*own, second):
             one.kill()
+
+
+def test_a_program_that_got_the_number_of_its_last_run_begins(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "print('begun')"]
+    leader = tmp_path / "leaders" / hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
+    leader.parent.mkdir()
+    script = f"""
+import os, sys
+from pathlib import Path
+from pipeline.leftovers import run_alone
+Path(sys.argv[1]).write_text(str(os.getpgrp()))
+run_alone(Path(sys.argv[2]), {words!r})
+"""
+    command = [sys.executable, "-c", script, str(leader), str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=tmp_path, process_group=0, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "begun\n"
 
 
 def test_what_is_remembered_holds_at_the_next_start_and_the_environment_wins(tmp_path: Path) -> None:
