@@ -6,6 +6,7 @@ learner's tables move themselves (`optimizers.RowMoments`).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from .losses import NO_ITEM, candidate_cross_entropy, rating_cross_entropy
 from .optimizers import dense_optimizer
-from .recommender import PART_SIGNATURE, Recommender, batch_signature
+from .recommender import PART_SIGNATURE, Recommender, RecommenderSizes, batch_signature
 from .workers import Workers
 
 RATING_WEIGHT = 0.1  # ratings are a tenth of the events and beside the point of the ranking
@@ -68,6 +69,31 @@ class Trainer:
         self._workers: Workers | None = None
         self._train = self._compiled_step()
         self._measure = tf.function(self._losses_of, input_signature=[self._rows, self._batch])
+        self._new = {name: np.array(variable.numpy()) for name, variable in variables_of(self).items()}
+
+    @classmethod
+    def lent_to(cls, owner: object, sizes: RecommenderSizes, seed: int) -> Trainer:
+        """A new trainer, or one as good as new whose owner is gone: its steps are traced already.
+
+        A trace costs three to four CPU-seconds, and TensorFlow does not give back all of its memory: a process that
+        makes learners one after another (a benchmark, tests, hours of updates) traces once for each that it has at
+        the same time.
+
+        Args:
+            owner: who may use it; when nothing refers to the owner any more, the trainer is the next one's.
+            sizes, seed: of its network.
+        """
+        spare = _SPARE.setdefault((sizes, seed), [])
+        trainer = spare.pop() if spare else cls(Recommender(sizes, seed))
+        weakref.finalize(owner, trainer._given_back, spare).atexit = False
+        return trainer
+
+    def _given_back(self, spare: list[Trainer]) -> None:
+        as_built = self.network.user_tower.dropout.rate == self.network.sizes.dropout
+        if self._workers is None and self.methods == StepMethods() and as_built:
+            for name, variable in variables_of(self).items():
+                variable.assign(self._new[name])
+            spare.append(self)
 
     def use(self, methods: StepMethods) -> None:
         """From now on steps by these methods; what some of them hold to is the network as it is now.
@@ -243,6 +269,10 @@ class Trainer:
             targets=batch["target_index"], own_targets=batch["own_targets"],
         )
         return next_item + RATING_WEIGHT * rating_cross_entropy(rating_logits, batch["rating"])
+
+
+# The trainers without an owner, as new; how many there are of a kind is how many learners lived at the same time.
+_SPARE: dict[tuple[RecommenderSizes, int], list[Trainer]] = {}
 
 
 class Steps(Protocol):

@@ -5,6 +5,7 @@ Run as a program it is the other process of the resuming test: `python test_reco
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models import trainer as trainer_module
 from pipeline.checkpoint import Checkpoint, Ledger, load, save
 from pipeline.tasks.contract import Examples
 from pipeline.tasks.recommend_batches import Batcher
@@ -184,6 +186,28 @@ def test_training_does_not_read_the_answer_in_the_counts() -> None:
     uncounted.grow(context(items), examples([moment(one["targets"]) for one in pairs]))
     assert loss == pytest.approx(uncounted.loss(taught, 100), rel=1e-5)
     assert learner.loss(taught, 100) < loss - 1.0
+
+
+def test_what_a_learner_leaves_behind_serves_the_next_as_if_new() -> None:
+    items, taught, _ = checkerboard()
+
+    def trained() -> tuple[dict[str, np.ndarray], int]:
+        learner = untrained(items, taught)
+        train(learner, taught.take(np.arange(96)), 3, 1e-2)
+        return dict(learner.state().arrays), learner._trainer._train.experimental_get_tracing_count()
+
+    trainer_module._SPARE.clear()
+    first, traced = trained()
+    gc.collect()
+    again, traced_again = trained()
+    assert (traced, traced_again) == (1, 1)
+    assert set(first) == set(again)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name], err_msg=name)
+    left = next(trainer for some in trainer_module._SPARE.values() for trainer in some)
+    one, other = untrained(items, taught), untrained(items, taught)
+    assert one._trainer is left
+    assert other._trainer is not left
 
 
 def test_a_new_item_is_recommended_after_an_update_in_which_it_sells() -> None:

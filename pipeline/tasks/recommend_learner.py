@@ -72,8 +72,8 @@ class RecommenderLearner:
         self._projection = np.eye(text_dimension, self._sizes.text_dimension, dtype=np.float32)
         self._tables = ItemTables(self._sizes.text_dimension, self._sizes.dimension)
         self._trends, self._neighbours = Trends(), Neighbours()
-        self._network = Recommender(self._sizes, seed)
-        self._trainer = Trainer(self._network)
+        self._trainer = Trainer.lent_to(self, self._sizes, seed)
+        self._network = self._trainer.network
         self._methods = Methods()
         self._elders = Elders()
         self._start: ItemTables | None = None  # as they were when a job began, for what holds to it
