@@ -70,6 +70,14 @@ def mrr_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     return np.where(_target_counts(targets) > 0, first, np.nan)
 
 
+def ranked_metrics(ranked: np.ndarray, targets: np.ndarray, k: int, deep: int) -> dict[str, np.ndarray]:
+    """Recall, NDCG and MRR at `k`, and NDCG at `deep`, by their names. Arguments and values as for `recall_at_k`."""
+    return {
+        f"recall@{k}": recall_at_k(ranked, targets, k), f"ndcg@{k}": ndcg_at_k(ranked, targets, k),
+        f"mrr@{k}": mrr_at_k(ranked, targets, k), f"ndcg@{deep}": ndcg_at_k(ranked, targets, deep),
+    }
+
+
 def unit_means(values: np.ndarray, units: Iterable[Hashable]) -> np.ndarray:
     """The mean of each unit's values: [distinct units], in the order in which the units first appear.
 

@@ -1,6 +1,6 @@
 """What each task says of itself: its own measures, what customers write, which messages wait for a label, who they are.
 
-Beside the deciding metric, which the health page shows over time, a task is judged by more (`Explained.measures`), and
+Beside the first metric, which the health page shows over time, a task is judged by more (`Explained.measures`), and
 some leave tables for people. All of it is read from the lake; `own_health_page.py` puts it into HTML.
 """
 
@@ -54,7 +54,7 @@ class OwnHealth:
     """What one task says of itself.
 
     Attributes:
-        measures: all its metrics, the deciding one first.
+        measures: all its metrics, the one shown first in front.
         topics: of the messages that it read, by day and topic, `EVERYTHING` too; two weeks up to the newest.
         wanted: messages of which the newest update that named some wants a person's label.
     """

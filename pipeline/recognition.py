@@ -41,18 +41,19 @@ def not_recognised(champion: Scores, arrived: Mapping[datetime, Scores], rules: 
     Args:
         champion: its scores on validation examples.
         arrived: its scores on what arrived, by landed window, from before it was learnt.
-        rules: metric, error rate, and the least share that a window must reach.
+        rules: its metric, error rate, and the least share that a window must reach.
     """
     if not rules.least_on_arrival or not arrived:
         return ()
-    seen = [one for name, frame in _windows(arrived) for one in _parts(name, frame, champion.frame, rules.metric)]
+    metric = rules.arrival_metric or rules.metric
+    seen = [one for name, frame in _windows(arrived) for one in _parts(name, frame, champion.frame, metric)]
     chances = [one.arrived.chance_at_least(one.usual * rules.least_on_arrival) for one in seen]
     strange: dict[str, _Seen] = {}
     for one, shown in zip(seen, shown_by_holm(chances, rules.error_rate), strict=True):
         if shown:
             strange.setdefault(one.window, one)
     return tuple(
-        f"What landed in {one.window} is unlike what was known before: the champion's {rules.metric} on {one.part} was "
+        f"What landed in {one.window} is unlike what was known before: the champion's {metric} on {one.part} was "
         f"{one.arrived.mean:.4f} (at most {one.arrived.high(rules.error_rate):.4f}) over {one.arrived.units:,} units, "
         f"and is {one.usual:.4f} as a rule; it must reach {rules.least_on_arrival:.0%} of that. Look at the quality "
         "page and at the shop's export; correct the files and backfill the hour. If the shop has truly changed, "

@@ -193,7 +193,7 @@ def _quality(lake: Lake, task: str, since: datetime) -> pd.DataFrame:
 
 
 def metric_of(lake: Lake, task: str) -> str:
-    """The metric that decides for the task: the first that each version's scores name."""
+    """The metric that people see first of the task: the first that each version's scores name."""
     rows = lake.dataset("quality").head(1, columns=["metric"], filter=ds.field("task") == task)
     return str(rows["metric"][0].as_py()) if len(rows) else ""
 

@@ -93,7 +93,7 @@ class GateRules:
     """What a challenger of this task must show; each number's reason stands where a task states it.
 
     Attributes:
-        metric: the metric that decides.
+        metric: the metric that decides; what is shown first to people is the first of a task's `Scores.metrics`.
         margin: how much worse than the champion still counts as not worse, relative to the champion's mean.
         error_rate: stated probability of promoting a model that is worse by more than the margin.
         least_units: fewer distinct units than this on the validation examples: hold.
@@ -101,6 +101,7 @@ class GateRules:
         beats_baseline: the challenger must not be shown to be below the plain baseline.
         least_on_arrival: a window on which the champion is shown to reach less than this share of its usual score is
             not learnt: so much does no hour change. 0: whatever lands is learnt.
+        arrival_metric: the metric for that; empty: the one that decides.
     """
 
     metric: str
@@ -110,6 +111,7 @@ class GateRules:
     slice_margin: float
     beats_baseline: bool = True
     least_on_arrival: float = 0.0
+    arrival_metric: str = ""
 
 
 @dataclass(frozen=True)

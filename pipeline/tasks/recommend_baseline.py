@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
+from pipeline.evaluation import ranked_metrics
 from pipeline.tasks.contract import Examples, Scores
 
-K = 20
+K, DEEP = 20, 100  # places, as the learner is judged by
 POPULAR_DAYS = 28  # four whole weeks: every weekday counts the same
-_SPARE_PLACES = 300  # popular items looked at to fill K places beside a history of at most 256
+_SPARE_PLACES = 400  # popular items looked at to fill DEEP places beside a history of at most 256
 
 
 def score_baseline(examples: Examples, chosen_by_day: pa.Table, catalogue: pa.Table) -> Scores:
@@ -38,22 +38,21 @@ def score_baseline(examples: Examples, chosen_by_day: pa.Table, catalogue: pa.Ta
     popular = _Popularity(chosen_by_day)
     search = _Search(catalogue)
     numbers: dict[str, int] = {}
-    ranked = np.full((len(rows), K), -1, np.int64)
+    ranked = np.full((len(rows), DEEP), -1, np.int64)
     targets = np.full((len(rows), max((len(row["targets"]) for row in rows), default=1)), -1, np.int64)
     for place, row in enumerate(rows):
         before = popular.before(row["time"].date())
         items = search.answer(row["query"], before) if row["query"] else _bought_most(row, before)
         ranked[place, : len(items)] = [numbers.setdefault(item, len(numbers)) for item in items]
         targets[place, : len(row["targets"])] = [numbers.setdefault(item, len(numbers)) for item in row["targets"]]
+    metrics = ranked_metrics(ranked, targets, K, DEEP)
     frame = pd.DataFrame({
         "example_id": [row["example_id"] for row in rows],
         "unit": [row["unit"] for row in rows],
         "hour": pd.to_datetime([row["hour"] for row in rows], utc=True),
-        f"recall@{K}": recall_at_k(ranked, targets, K),
-        f"ndcg@{K}": ndcg_at_k(ranked, targets, K),
-        f"mrr@{K}": mrr_at_k(ranked, targets, K),
+        **metrics,
     })
-    return Scores(frame, (f"recall@{K}", f"ndcg@{K}", f"mrr@{K}"))
+    return Scores(frame, tuple(metrics))
 
 
 def _bought_most(row: dict, popular: Sequence[str]) -> list[str]:
@@ -62,7 +61,7 @@ def _bought_most(row: dict, popular: Sequence[str]) -> list[str]:
         for item, count, days in zip(row["history_items"], row["history_counts"], row["history_days"], strict=True)
         if count > 0
     )
-    return list(dict.fromkeys([*(item for _, _, item in own), *popular]))[:K]
+    return list(dict.fromkeys([*(item for _, _, item in own), *popular]))[:DEEP]
 
 
 class _Popularity:
@@ -97,12 +96,12 @@ class _Search:
 
     def answer(self, query: str, popular: Sequence[str]) -> list[str]:
         if self._matrix is None and not self._fit():
-            return list(popular[:K])
+            return list(popular[:DEEP])
         match = (self._matrix @ self._vectorizer.transform([query]).T).toarray().ravel()
         place = {item: number for number, item in enumerate(popular)}
-        found = [number for number in np.argsort(-match, kind="stable")[: 5 * K] if match[number] > 0]
+        found = [number for number in np.argsort(-match, kind="stable")[: 5 * DEEP] if match[number] > 0]
         found.sort(key=lambda number: (-round(match[number], 6), place.get(self._items[number], len(place))))
-        return list(dict.fromkeys([*(self._items[number] for number in found), *popular]))[:K]
+        return list(dict.fromkeys([*(self._items[number] for number in found), *popular]))[:DEEP]
 
     def _fit(self) -> bool:
         from sklearn.feature_extraction.text import TfidfVectorizer

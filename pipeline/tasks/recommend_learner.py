@@ -23,7 +23,7 @@ from models.growing import fitted
 from models.recommender import Recommender, RecommenderSizes, as_json
 from models.trainer import StepMethods, Trainer, variables_of
 from models.workers import Workers
-from pipeline.evaluation import mrr_at_k, ndcg_at_k, recall_at_k
+from pipeline.evaluation import ranked_metrics
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, groups_by_length, vectors_of
@@ -36,6 +36,7 @@ from pipeline.tasks.recommend_texts import Texts, Vectors
 from pipeline.tasks.recommend_trends import Trends
 
 K = 20  # items on a shop's first page of results
+DEEP = 100  # places that the gate looks at (recommend.py says why)
 TEXT_DIMENSION = 128  # principal directions of the first catalogue's texts that are kept: twice an item's vector
 _SCORED_AT_ONCE = 256
 _PROJECTED_AT_ONCE = 8192
@@ -302,43 +303,43 @@ class RecommenderLearner:
     # --- judging ---
 
     def score(self, examples: Examples) -> Scores:
-        """recall@20, ndcg@20 and mrr@20 of each example with a target, over the whole catalogue.
+        """recall@20, ndcg@20, mrr@20 and ndcg@100 of each example with a target, over the whole catalogue.
 
         A target that the vocabulary does not know is a miss.
         """
         examples = examples.keep(pc.greater(pc.list_value_length(examples.table["targets"]), 0).to_numpy())
         encoded = self._encoded(examples)
-        ranked = self._ranked(encoded)
+        ranked = self._ranked(encoded, DEEP)
         targets = encoded.padded_targets(unknown=len(self._tables))
         table = examples.table
-        metrics = {f"recall@{K}": recall_at_k, f"ndcg@{K}": ndcg_at_k, f"mrr@{K}": mrr_at_k}
         frame = pd.DataFrame({
             "example_id": table["example_id"].to_pylist(),
             "unit": table["unit"].to_pylist(),
             "hour": pd.to_datetime(table["hour"].to_pylist(), utc=True),
-            **{name: metric(ranked, targets, K) for name, metric in metrics.items()},
+            **ranked_metrics(ranked, targets, K, DEEP),
             **self._slices(encoded, targets),
         })
-        return Scores(frame, tuple(metrics))
+        return Scores(frame, tuple(ranked_metrics(ranked[:0], targets[:0], K, DEEP)))
 
-    def answers(self, examples: Examples, *, new_only: bool = False) -> np.ndarray:
-        """[n, K] object: the ids that each example is answered with, best first, None after the end.
+    def answers(self, examples: Examples, *, k: int = K, new_only: bool = False) -> np.ndarray:
+        """[n, k] object: the ids that each example is answered with, best first, None after the end.
 
         Args:
             examples: of any kind.
+            k: how many.
             new_only: leave out what the history holds.
         """
         ids = np.array([None, *self._tables.items.ids[1:], None], dtype=object)  # the last for -1
-        return ids[self._ranked(self._encoded(examples), new_only=new_only)]
+        return ids[self._ranked(self._encoded(examples), k, new_only=new_only)]
 
-    def _ranked(self, encoded: Encoded, *, new_only: bool = False) -> np.ndarray:
-        """[n, K] int64: the items that each example is answered with, under the trend of its own time, -1: none.
+    def _ranked(self, encoded: Encoded, k: int, *, new_only: bool = False) -> np.ndarray:
+        """[n, k] int64: the items that each example is answered with, under the trend of its own time, -1: none.
 
         Of an example that happened after all that was learnt, that is the newest trend: as in service.
         """
         compact, trends = self.compact().rounded(), self._trends
         moments = trends.moment_of(encoded.times)
-        ranked = np.full((len(encoded), K), -1, np.int64)
+        ranked = np.full((len(encoded), k), -1, np.int64)
         for chosen, length in groups_by_length(encoded, np.arange(len(encoded)), _SCORED_AT_ONCE):
             history = encoded.history(chosen, (len(chosen), length))
             there, moment = np.unique(moments[chosen], return_inverse=True)
@@ -350,7 +351,7 @@ class RecommenderLearner:
             if new_only:
                 np.put_along_axis(logits, history["history_index"], -np.inf, axis=1)
             logits[:, 0] = -np.inf
-            values, items = tf.math.top_k(logits, min(K, logits.shape[1]))  # ten times as fast as numpy's partition
+            values, items = tf.math.top_k(logits, min(k, logits.shape[1]))  # ten times as fast as numpy's partition
             ranked[chosen, : items.shape[1]] = np.where(np.isneginf(values), -1, items)
         return ranked
 

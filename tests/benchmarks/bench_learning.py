@@ -31,6 +31,7 @@ import pandas as pd
 from pipeline.evaluation import interval
 from pipeline.settings import REPOSITORY
 from pipeline.sources.shop import ShopSize
+from tests.benchmarks.learning_judging import judging_metrics
 from tests.benchmarks.learning_methods import compare
 from tests.benchmarks.learning_searches import SEARCHED_SHOP, fragments_held_out, searches_withheld
 from tests.benchmarks.lineage import Lineage, ServedLineage, Step, WithoutText, judged, measured_compilation
@@ -254,6 +255,13 @@ def aging(seeds: Sequence[int]) -> Part:
     return {}, {"aging": rows}
 
 
+def judging(seeds: Sequence[int]) -> Part:
+    """How many users the gate needs by several metrics, on Online Retail's weekly updates."""
+    with landed("online_retail", seeds[0]) as shop:
+        halves = shop.protocol.first_test_step
+        return {}, {"judging": judging_metrics(shop, halves - 10, halves, seeds[0])}
+
+
 def methods(seeds: Sequence[int]) -> Part:
     """Each method of the field beside the default update, on Online Retail's weeks.
 
@@ -306,7 +314,7 @@ def step(seeds: Sequence[int]) -> Part:
 
 PARTS: Mapping[str, Callable[[Sequence[int]], Part]] = {
     "online_retail": online_retail, "diginetica": diginetica, "new_items": new_items, "growth": growth, "step": step,
-    "aging": aging, "methods": methods, "searches": searches, "daily": daily,
+    "aging": aging, "judging": judging, "methods": methods, "searches": searches, "daily": daily,
 }
 
 

@@ -117,6 +117,21 @@ def searches_table(table: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def judging_table(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """One line a metric and half of the steps: what it takes to tell an update from a worse one."""
+    lines = [
+        "| | metric | users there | users needed | updates shown to be not worse | lead over never updated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for steps, metrics in table.items():
+        lines += [
+            f"| {steps} | {name} | {one['units']:.0f} | {one['units_needed']:.0f} | {one['shown_not_worse']:.0%} | "
+            f"{one['over_never_updated']:+.1%} |"
+            for name, one in metrics.items()
+        ]
+    return "\n".join(lines)
+
+
 def _difference(one: Mapping[str, Any]) -> str:
     low, high = one["interval"]
     return f"{one['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
@@ -148,6 +163,9 @@ def page() -> str:
             parts += [f"## {title}\n", ways_table(tables[name]), ""]
         if name == "online_retail" and BY_WEEK.exists():
             parts += [f"![Recall@20 by week](results/{BY_WEEK.name})\n"]
+    if "judging" in tables:
+        title = "## What the gate can tell, by metric (weekly updates of Online Retail)\n"
+        parts += [title, judging_table(tables["judging"]), ""]
     if "methods" in tables:
         title = "## Methods of the field, each beside the default update (Online Retail, weekly)\n"
         parts += [title, METHODS_PREFACE, methods_table(tables["methods"]), ""]

@@ -9,7 +9,7 @@ its error was measured here) and Student's t.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ SEEDS = (1, 2, 3)
 TRIALS = 2_000  # of each seed, of the deciding comparison at 1,000 users; the other shapes have OTHER_TRIALS
 OTHER_TRIALS = 700
 _BEYOND = 1e-3  # a model is worse by so much more than is allowed
-RULES: GateRules = Recommend.gate
+RULES: GateRules = replace(Recommend.gate, metric=METRIC)  # its margins and rates, on scores that are simulated
 USERS = (100, 250, 500, 1_000, 2_000, 4_000)
 DIFFERENCES = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.03)
 POWER_TRIALS = 200
