@@ -27,13 +27,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
-from pipeline.lake import Lake, LakeError, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.locking import LockNotTaken, locks_of
 from pipeline.registry import open_registry
 from pipeline.registry_errors import PREFIX, RegistryError
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.snapshot import Snapshot
 from pipeline.stores import tree_at
+from pipeline.tables import LakeError
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir

@@ -21,7 +21,8 @@ from rich.console import Console
 
 from pipeline import updating
 from pipeline.airflow_client import AirflowClient, AirflowError
-from pipeline.installation import ADMIN, Installation, InstallationError, say_where
+from pipeline.installation import Installation, say_where
+from pipeline.installation_place import ADMIN, InstallationError
 from pipeline.lake import open_lake
 from pipeline.registry import RegistryError, open_registry
 from pipeline.report import WindowLine, as_table, draw_quality, metric_of, pooled, window_lines

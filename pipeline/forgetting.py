@@ -24,10 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.checkpoint import Ledger
-from pipeline.lake import Lake, LakeError, open_lake, text_field
+from pipeline.lake import Lake, open_lake
 from pipeline.masking import Mask
 from pipeline.schema import DELETIONS_SCHEMA, FEEDS
 from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.tables import LakeError, text_field
 from pipeline.tasks.catalogue import entry
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 Everything comes from wheels and lives below `EVERGREEN_HOME`; nothing listens beyond 127.0.0.1, and PostgreSQL
 on a socket alone. supervisord restarts what dies (`airflow standalone` does not, and orphans its children).
-Secrets are made once, kept in a file that its owner alone can read, and reach the processes by environment.
-Any other PostgreSQL takes the embedded one's place by `EVERGREEN_DATABASE`, any other registry MLflow's by
-`EVERGREEN_MLFLOW`. With Airflow's CeleryExecutor, further machines take part by `worker`: they are told the same
-variables, of which `EVERGREEN_HOST` is the address of the machine that this module starts everything else on.
+Where it lies and what its processes are told is `installation_place.py`'s. With Airflow's CeleryExecutor, further
+machines take part by `worker`: they are told the same variables, of which `EVERGREEN_HOST` is the address of the
+machine that this module starts everything else on.
 
 From a shell: `python -m pipeline.installation --help`.
 """
@@ -13,32 +12,25 @@ From a shell: `python -m pipeline.installation --help`.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from configparser import ConfigParser
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from pipeline import leftovers, registry_login, registry_tls
+from pipeline.installation_place import ADMIN, InstallationError, Place
 from pipeline.installation_secrets import Secrets, write_secretly
-from pipeline.settings import REPOSITORY, Settings, SettingsError, read_settings
+from pipeline.settings import REPOSITORY, SettingsError
 
 Report = Callable[[str], None]
-
-PROGRAMS = ("mlflow", "airflow-api", "airflow-scheduler", "airflow-dags", "airflow-triggerer")
-ADMIN = "admin"
 
 # Measured on 2 cores: the database 1 s, MLflow 10 s, Airflow 16 s; ten times that is a fault.
 _PATIENCE_SECONDS = 180.0
@@ -47,162 +39,9 @@ _STOP_SECONDS = 60.0
 # A task is retried by Airflow, a component by supervisord: often enough to outlast a database that recovers.
 _RESTARTS = 20
 
-_REMEMBERED = "environment.json"
 
-
-class InstallationError(RuntimeError):
-    """The installation cannot be started or stopped; the message says which part, why, and where its log is."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where the two UIs listen."""
-
-    airflow: int
-    mlflow: int
-
-    @classmethod
-    def of(cls, home: Path, environment: Mapping[str, str]) -> Ports:
-        """The ports of this installation: as told, as at its last start, or the first free from 8080 and 5000 on.
-
-        Where other machines are to find them (`EVERGREEN_HOST`) they are 8080 and 5000 unless told.
-        """
-        path = home / "ports.json"
-        held = json.loads(path.read_text()) if path.exists() else {}
-        choose = int if "EVERGREEN_HOST" in environment else free_port
-        chosen = {
-            name: int(environment.get(f"EVERGREEN_{name.upper()}_PORT") or held.get(name) or choose(first))
-            for name, first in (("airflow", 8080), ("mlflow", 5000))
-        }
-        home.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(chosen))
-        return cls(**chosen)
-
-
-class Installation:
+class Installation(Place):
     """The processes of one `EVERGREEN_HOME`."""
-
-    def __init__(self, home: Path, environment: Mapping[str, str] | None = None) -> None:
-        """Takes the folder and the environment (of this process if None); starts nothing."""
-        self.home = home.resolve()
-        self._environment = {**_remembered(self.home), **(os.environ if environment is None else environment)}
-
-    def remember(self, variables: Mapping[str, str]) -> None:
-        """Keeps variables that are no secret for later starts; those of a process's own environment win."""
-        self.home.mkdir(parents=True, exist_ok=True)
-        (self.home / _REMEMBERED).write_text(json.dumps(dict(variables), indent=2))
-        self._environment = {**variables, **self._environment}
-
-    @cached_property
-    def secrets(self) -> Secrets:
-        """Made on first use."""
-        return Secrets.of(self.home, self._environment)
-
-    @cached_property
-    def ports(self) -> Ports:
-        """Chosen on first use."""
-        return Ports.of(self.home, self._environment)
-
-    @property
-    def host(self) -> str:
-        """The address at which the UIs listen and are found (`EVERGREEN_HOST`)."""
-        return self._environment.get("EVERGREEN_HOST") or "127.0.0.1"
-
-    @property
-    def airflow_url(self) -> str:
-        """Airflow's UI and API."""
-        return f"http://{self.host}:{self.ports.airflow}"
-
-    @property
-    def mlflow_url(self) -> str:
-        """MLflow's UI and API: the registry that consumers load from."""
-        return self._environment.get("EVERGREEN_MLFLOW") or self._own_mlflow_url
-
-    @property
-    def _own_mlflow_url(self) -> str:
-        scheme = "https" if registry_tls.asked_for(self._environment) else "http"
-        return f"{scheme}://{self.host}:{self.ports.mlflow}"
-
-    @property
-    def programs(self) -> tuple[str, ...]:
-        """What runs here: all of `PROGRAMS`, without an MLflow where another machine's is told."""
-        elsewhere = self.mlflow_url != self._own_mlflow_url
-        return tuple(program for program in PROGRAMS if program != "mlflow" or not elsewhere)
-
-    @cached_property
-    def runtime(self) -> Path:
-        """Folder of the sockets: their paths may have 107 characters at most, a home can be longer."""
-        name = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"evergreen-{os.getuid()}-{name}"
-
-    def database(self, name: str) -> str:
-        """SQLAlchemy's URL of a database: the embedded server's, or on `EVERGREEN_DATABASE`."""
-        server = self._environment.get("EVERGREEN_DATABASE")
-        if server:
-            base, _, options = server.partition("?")
-            return f"{base.rstrip('/')}/{name}" + (f"?{options}" if options else "")
-        return f"postgresql+psycopg2://postgres@/{name}?host={self.runtime / 'postgres'}"
-
-    @cached_property
-    def settings(self) -> Settings:
-        """What Evergreen's own code is told in every process of the installation."""
-        return read_settings(self.environment)
-
-    @cached_property
-    def environment(self) -> dict[str, str]:
-        """The environment of every process of the installation."""
-        scripts = str(Path(sys.executable).parent)
-        own = {
-            "EVERGREEN_HOME": str(self.home),
-            "EVERGREEN_MASK_KEY": self.secrets.mask_key,
-            "EVERGREEN_MLFLOW": self.mlflow_url,
-            "EVERGREEN_PAGES_URL": f"{self.airflow_url}/evergreen",
-            "PATH": os.pathsep.join([scripts, self._environment.get("PATH", os.defpath)]),
-            "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0",  # same sums on machines with and without AVX512
-            "MLFLOW_BACKEND_STORE_URI": self.database("mlflow"),
-            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            # without it each server process makes its own, and what one wrote no other reads
-            "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": self.secrets.webhook_key,
-        }
-        if "EVERGREEN_DATABASE" in self._environment:  # other machines may write too: files would lock nobody out there
-            own["EVERGREEN_LOCK_URL"] = self._environment.get("EVERGREEN_LOCK_URL") or self.database("airflow")
-        if registry_login.asked_for(self._environment):
-            own |= registry_login.variables(
-                self.secrets.admin_password, self.secrets.jwt_secret, self._accounts_configuration
-            )
-        own |= registry_tls.variables(self._environment)
-        return {**self._environment, **self._airflow_environment(), **own}
-
-    @property
-    def _accounts_configuration(self) -> Path:
-        return self.home / "mlflow" / "accounts.ini"
-
-    def _airflow_environment(self) -> dict[str, str]:
-        told = {
-            "AIRFLOW_HOME": str(self.home / "airflow"),
-            "AIRFLOW__API__HOST": self.host, "AIRFLOW__API__PORT": str(self.ports.airflow),
-            "AIRFLOW__API__BASE_URL": self.airflow_url,
-            "AIRFLOW__API__WORKERS": "1",
-            "AIRFLOW__API_AUTH__JWT_SECRET": self.secrets.jwt_secret,
-            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
-            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-            "AIRFLOW__CORE__FERNET_KEY": self.secrets.fernet_key,
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__PARALLELISM": "4",  # two cores, half of a task's time is waiting
-            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "4",  # the same for each worker's machine
-            "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "dags" / "plugins"),
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.home / "airflow" / "passwords.json"),
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
-            # each reading of the DAG files costs two seconds of one core, and they change with a deployment only
-            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
-            "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database("airflow"),
-            "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
-        }
-        # whoever runs Airflow otherwise (Celery, Kubernetes, other log-ins) says so in its own variables
-        return {name: self._environment.get(name, value) for name, value in told.items()}
 
     # -- starting and stopping ----------------------------------------------------------------------------
 
@@ -312,8 +151,8 @@ class Installation:
         if "EVERGREEN_DATABASE" not in self._environment:
             self._prepare_postgres(config)
         if registry_login.asked_for(self._environment):
-            self._accounts_configuration.parent.mkdir(parents=True, exist_ok=True)
-            registry_login.write_configuration(self._accounts_configuration, self.database("accounts"))
+            self.accounts_configuration.parent.mkdir(parents=True, exist_ok=True)
+            registry_login.write_configuration(self.accounts_configuration, self.database("accounts"))
         for program in self.programs:
             self._program(config, program, self.commands[program])
         with self._configuration.open("w") as file:
@@ -441,24 +280,6 @@ class Installation:
                     f"{what} must answer within {_PATIENCE_SECONDS:.0f} s and does not; see {self.home / 'logs'}."
                 )
             time.sleep(0.2)
-
-
-def _remembered(home: Path) -> dict[str, str]:
-    path = home / _REMEMBERED
-    return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def free_port(first: int) -> int:
-    """The first free port of 127.0.0.1 from `first` on."""
-    for port in range(first, first + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise InstallationError(f"No port from {first} to {first + 99} is free; choose one by EVERGREEN_..._PORT.")
 
 
 def _answers(url: str, trusted: ssl.SSLContext) -> bool:

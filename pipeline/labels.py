@@ -23,9 +23,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.lake import Lake, open_lake, text_field
+from pipeline.lake import Lake, open_lake
 from pipeline.schema import LABELS_SCHEMA, MESSAGES
 from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.tables import text_field
 
 KINDS = ("label", "sentiment", "answer")
 COLUMNS = ("task", "message_id", "kind", "guess", "confidence", "text", "value")

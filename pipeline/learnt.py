@@ -36,10 +36,11 @@ import pyarrow.dataset as ds
 from pipeline.checkpoint import Ledger
 from pipeline.difference import net_changes
 from pipeline.examples import TRAIN, learnable, parts, without_windows
-from pipeline.lake import Lake, LakeError
+from pipeline.lake import Lake
 from pipeline.lesson import Change, aside_spans, returned_rows
 from pipeline.schema import FEEDS, TIME, Feed
 from pipeline.snapshot import Snapshot
+from pipeline.tables import LakeError
 from pipeline.tasks.contract import Task
 from pipeline.window import HOUR
 

@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from pipeline.checkpoint import Ledger, RowCounts
 from pipeline.examples import TRAIN, judging_examples, judging_rows, learnable, parts, span_for, without_windows
-from pipeline.lake import text_field
 from pipeline.replay import replayed_examples
 from pipeline.schema import FEEDS, TIME
 from pipeline.snapshot import Snapshot
+from pipeline.tables import text_field
 from pipeline.tasks.contract import Examples, MakesExamples, Methods, Task, together
 from pipeline.window import HOUR
 

@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 
 from pipeline.checkpoint import Ledger
 from pipeline.forgetting import masked
-from pipeline.lake import Lake, LakeError, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.learnt import (
     CONTEXT,
     HELD_OUT,
@@ -42,6 +42,7 @@ from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import RegistryError, VersionMissing
 from pipeline.schema import FEEDS
 from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.tables import LakeError
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import Task
 from pipeline.window import Window

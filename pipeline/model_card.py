@@ -20,12 +20,13 @@ from typing import Any
 
 import pyarrow.dataset as ds
 
-from pipeline.lake import LakeError, open_lake
+from pipeline.lake import open_lake
 from pipeline.lineage import of_version
 from pipeline.packaging import MOST_CHARACTERS
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PREFIX, RegistryError
 from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.tables import LakeError
 from pipeline.tasks.catalogue import entry
 
 CARD = "model_card.md"

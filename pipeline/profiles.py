@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.lake import Lake, text_field
+from pipeline.lake import Lake
 from pipeline.schema import EVENTS, FEEDS, ITEMS, MESSAGES, PROFILES_SCHEMA, TIME
 from pipeline.snapshot import Snapshot
+from pipeline.tables import text_field
 
 Counts = Mapping[str, Mapping[str, int]]  # column -> bin -> rows
 

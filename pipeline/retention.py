@@ -24,10 +24,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.checkpoint import Ledger
-from pipeline.lake import Lake, open_lake, schemas_of_tables
+from pipeline.lake import Lake, open_lake
 from pipeline.old_pages import Open, remove_old_pages
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import RegistryError
+from pipeline.schema import schemas_of_tables
 from pipeline.settings import Settings, SettingsError, read_settings
 
 # A weekend: what was held or promoted on a Friday evening is still whole when somebody looks on Monday.

@@ -296,3 +296,16 @@ TEXT_VECTORS_SCHEMA = pa.schema(  # append-only: each text is embedded once per 
         pa.field("vector", pa.binary(), nullable=False),  # little-endian float32 [dimension], unit length
     ]
 )
+
+
+def schemas_of_tables() -> dict[str, pa.Schema]:
+    """All tables of a lake, whether they exist yet or not, with their columns."""
+    schemas = {
+        "quarantine": QUARANTINE_SCHEMA, "windows": WINDOWS_SCHEMA, "decisions": DECISIONS_SCHEMA,
+        "quality": QUALITY_SCHEMA, "text_vectors": TEXT_VECTORS_SCHEMA, "deletions": DELETIONS_SCHEMA,
+        "window_profiles": PROFILES_SCHEMA, "user_profiles": USER_PROFILES_SCHEMA,
+        "labels": LABELS_SCHEMA, "labels_wanted": LABELS_WANTED_SCHEMA, "readings": READINGS_SCHEMA,
+    }
+    for feed in FEEDS.values():
+        schemas[feed.name] = schemas[f"duplicates_{feed.name}"] = feed.table_schema
+    return schemas

@@ -17,9 +17,10 @@ from fastapi.params import Depends
 from pydantic import Field
 
 from pipeline.forgetting import masked
-from pipeline.lake import Lake, LakeError, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.serving_schema import UNKNOWN, Strict
 from pipeline.settings import Settings
+from pipeline.tables import LakeError
 from pipeline.user_profiles import Profile, read_profile
 
 _AWAY = (LakeError, DeltaError, pa.ArrowException, OSError)

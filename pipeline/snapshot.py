@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.lake import Lake, text_field
+from pipeline.lake import Lake
 from pipeline.schema import FEEDS, TIME
+from pipeline.tables import text_field
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir

@@ -26,12 +26,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.forgetting import Forgotten
-from pipeline.lake import Lake, LakeError, open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.locking import locks_of
 from pipeline.quality import faults_of
 from pipeline.schema import USER_PROFILES_SCHEMA
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
+from pipeline.tables import LakeError
 from pipeline.user_profile_facts import RULES, catalogue_of, facts_of, high_spend_of
 from pipeline.window import HOUR
 

@@ -20,8 +20,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.forgetting import masked
-from pipeline.lake import Lake, open_lake, text_field
+from pipeline.lake import Lake, open_lake
 from pipeline.settings import SettingsError, read_settings
+from pipeline.tables import text_field
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.airflow_client import AirflowClient
-from pipeline.installation import ADMIN, Installation, InstallationError
+from pipeline.installation import Installation
+from pipeline.installation_place import ADMIN, InstallationError
 from pipeline.window import Window
 
 PATIENCE_SECONDS = 1200.0  # an order and more above what each step takes on an idle machine

@@ -17,12 +17,13 @@ from pipeline import forgetting, updating
 from pipeline.checkpoint import Checkpoint, Ledger, load, save
 from pipeline.forgetting import forget
 from pipeline.ingest import ingest
-from pipeline.lake import Lake, open_lake, text_field
+from pipeline.lake import Lake, open_lake
 from pipeline.masking import Mask
 from pipeline.registry import open_registry
 from pipeline.schema import EVENTS, ITEMS, TIME
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
+from pipeline.tables import text_field
 from pipeline.tasks.contract import Examples
 from pipeline.tasks.recommend import Recommend
 from pipeline.tasks.recommend_examples import EXAMPLES_SCHEMA

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from pipeline.demo import DemoFailed, Stream, clear
-from pipeline.installation import Installation, InstallationError
+from pipeline.installation import Installation
+from pipeline.installation_place import InstallationError
 from pipeline.serving import read_keys
 from pipeline.sources import SourceError
 from pipeline.sources.simulator import ShopSimulator

@@ -21,10 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.lake import open_lake, text_field
+from pipeline.lake import open_lake
 from pipeline.masking import Mask
 from pipeline.settings import Settings, read_settings
 from pipeline.sources.simulator import ShopSimulator
+from pipeline.tables import text_field
 from pipeline.window import HOUR, Window
 from tests.landed import csv_lines, json_lines, packed, parquet, put
 from tests.small_shop import small_shop

@@ -18,7 +18,7 @@ import pytest
 from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError
 
-from pipeline import lake as lakes
+from pipeline import tables
 from pipeline.champion import main
 from pipeline.decisions import DecisionRow, services
 from pipeline.lake import Lake
@@ -571,7 +571,7 @@ def test_delta_refuses_to_change_or_delete_a_decision_and_tidying_keeps_every_ro
     ):
         with pytest.raises(DeltaError, match="append-only"):
             write()
-    monkeypatch.setattr(lakes, "LOGS_KEPT", timedelta(0))  # files that no version needs any more go at once
+    monkeypatch.setattr(tables, "LOGS_KEPT", timedelta(0))  # files that no version needs any more go at once
     tidy(lake, NOW, timedelta(0))
     assert len(lake.files("decisions", lake.version("decisions"))) == 1
     assert registry.decisions(TASK).equals(before)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from pipeline import registry_login
-from pipeline.installation import free_port
+from pipeline.installation_place import free_port
 from pipeline.registry_errors import PREFIX
 
 pytestmark = pytest.mark.slow

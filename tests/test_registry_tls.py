@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pipeline import registry_tls
-from pipeline.installation import Installation, free_port
+from pipeline.installation import Installation
+from pipeline.installation_place import free_port
 from pipeline.settings import SettingsError
 
 CLIENT = """

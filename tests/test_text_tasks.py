@@ -14,11 +14,12 @@ import pytest
 
 from pipeline import labels, updating
 from pipeline.ingest import ingest
-from pipeline.lake import open_lake, text_field
+from pipeline.lake import open_lake
 from pipeline.registry import open_registry
 from pipeline.settings import Settings
 from pipeline.sources.words import ANSWERS
 from pipeline.sources.words import MESSAGES as WORDS
+from pipeline.tables import text_field
 from pipeline.window import HOUR, Window
 from tests.landed import json_lines, put
 from tests.small_shop import settings_of

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
 
-from pipeline import lake as lakes
-from pipeline import updating
+from pipeline import tables, updating
 from pipeline.lake import Lake, open_lake
 from pipeline.report import newest_window, recent_log
 from pipeline.retention import tidy
@@ -85,7 +84,7 @@ def test_to_put_files_together_is_nothing_to_learn(price_shop: Settings, monkeyp
     tidy(lake, SETTLED + timedelta(days=9), timedelta(days=1))
     assert lake.version("events") > learnt == lake.rows_version("events")
     assert "nothing_because" in updating.plan("price", price_shop)
-    monkeypatch.setattr(lakes, "_LOOKED_BACK", 1)  # as after many days without a row
+    monkeypatch.setattr(tables, "_LOOKED_BACK", 1)  # as after many days without a row
     assert lake.rows_version("events") == learnt
     assert lake.rows_version("messages") == -1
 

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.engine import duckdb_connection, table_of
-from pipeline.lake import text_field
 from pipeline.schema import TIME
 from pipeline.snapshot import Snapshot
+from pipeline.tables import text_field
 from pipeline.tasks.demand_features import DailySales
 
 if TYPE_CHECKING:

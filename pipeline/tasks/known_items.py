@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import duckdb_connection, table_of
-from pipeline.lake import text_field
 from pipeline.schema import TIME
 from pipeline.snapshot import Snapshot
+from pipeline.tables import text_field
 from pipeline.texts import TextVectors, content_hash
 
 _DESCRIPTION_CHARACTERS = 300  # the encoder reads at most 128 tokens; titles come first

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import duckdb_connection, microseconds, table_of
-from pipeline.lake import text_field
 from pipeline.schema import TIME
+from pipeline.tables import text_field
 from pipeline.tasks.contract import Examples
 
 if TYPE_CHECKING:
