@@ -328,6 +328,8 @@ class Versions:
                 return found
 
     def _create_model(self, name: str, description: str) -> None:
+        if self._client.search_registered_models(f"name = '{name}'"):
+            return
         try:
             self._client.create_registered_model(name, description=description)
         except _mlflow_exception() as error:

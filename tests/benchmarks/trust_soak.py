@@ -14,6 +14,7 @@ that was ended goes on there, and one of fewer days than it holds only writes th
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sqlite3
@@ -179,6 +180,7 @@ def _passed(settings: Settings, task: str, window: Window, *, daily: bool) -> tu
         cpu = _cpu_seconds()
         _retrain(settings, task, window, reason)
         steps["retrain"] = _cpu_seconds() - cpu
+    gc.collect()  # what the frames of an exception hold goes with a task's process; here it would wait for a collection
     return steps, len(done["retention"]["tasks"][task]["removed"]) if daily else 0
 
 
