@@ -19,7 +19,7 @@ from pipeline.alerts import last_asked, open_alerts
 from pipeline.conditions import LOSS, SHARE_MOVED, bin_in_words
 from pipeline.own_health_page import own_sections, users_section
 from pipeline.pages import document, page_path
-from pipeline.pictures import STYLE, Bar, Line, bars_picture, columns_picture, line_picture
+from pipeline.pictures import STYLE, Bar, Line, bar_row, bars_picture, columns_picture, line_picture
 from pipeline.registry_errors import PREFIX
 from pipeline.report import ROLES, pooled
 from pipeline.settings import Settings
@@ -253,8 +253,7 @@ def _quarantine(feed: str, counts: Mapping[tuple[str, str], int]) -> str:
         return "<section><h3>Quarantine</h3><p>Empty for the last week.</p></section>"
     most = max(here.values())
     rows = "".join(
-        f'<tr><th scope="row"><code>{_text(reason)}</code></th><td class="num">{number:,}</td>'
-        f'<td class="bar" aria-hidden="true"><i style="width:{100 * number / most:.1f}%"></i></td></tr>'
+        bar_row(f"<code>{_text(reason)}</code>", [f"{number:,}"], number / most)
         for reason, number in list(here.items())[:_REASONS_SHOWN]
     )
     more = len(here) - _REASONS_SHOWN

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pipeline.own_health import Measure, OwnHealth, TopicDay
-from pipeline.pictures import Line, line_picture
+from pipeline.pictures import Line, bar_row, line_picture
 from pipeline.surge import EVERYTHING
 
 _NO_NUMBER = "–"
@@ -24,9 +24,7 @@ def users_section(segments: Mapping[str, int]) -> str:
         return ""
     total, most = sum(segments.values()), max(segments.values())
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td class="num">{count:,}</td>'
-        f'<td class="bar" aria-hidden="true"><i style="width:{100 * count / most:.1f}%"></i></td></tr>'
-        for name, count in segments.items()
+        bar_row(html.escape(name), [f"{count:,}"], count / most) for name, count in segments.items()
     )
     return (
         f'<h2 class="of">User profiles</h2><section><h3>{total:,} users <small>by segment; one of them: '
@@ -65,10 +63,7 @@ def _sentiment(topics: Sequence[TopicDay]) -> str:
     worst = sorted((name for name in messages if name != EVERYTHING), key=lambda name: -negative[name])
     share = {name: negative[name] / messages[name] for name in messages}
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td class="num">{messages[name]:,}</td>'
-        f'<td class="num">{share[name]:.0%}</td>'
-        f'<td class="bar" aria-hidden="true"><i style="width:{100 * share[name]:.1f}%"></i></td></tr>'
-        for name in worst
+        bar_row(html.escape(name), [f"{messages[name]:,}", f"{share[name]:.0%}"], share[name]) for name in worst
     )
     said = f"Share of negative messages on each of {len(days)} days"
     return (

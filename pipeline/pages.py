@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.pictures import bar_row
 from pipeline.window import Window
 
 _COUNTS = (
@@ -187,8 +188,7 @@ def _reasons(results: Mapping[str, Any], counts: Mapping[str, int]) -> str:
         return ""
     most = max(reasons.values())
     rows = "".join(
-        f'<tr><th scope="row"><code>{_text(reason)}</code></th><td class="num">{number:,}</td>'
-        f'<td class="bar" aria-hidden="true"><i style="width:{100 * number / most:.1f}%"></i></td></tr>'
+        bar_row(f"<code>{_text(reason)}</code>", [f"{number:,}"], number / most)
         for reason, number in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
     )
     return (

@@ -107,6 +107,15 @@ class Bar:
     note: str = ""
 
 
+def bar_row(name: str, told: Sequence[str], share: float) -> str:
+    """A row of a table: a name (HTML), its numbers in words, and a bar as long as `share` (0 to 1) of the column."""
+    numbers = "".join(f'<td class="num">{html.escape(one)}</td>' for one in told)
+    return (
+        f'<tr><th scope="row">{name}</th>{numbers}'
+        f'<td class="bar" aria-hidden="true"><i style="width:{100 * share:.1f}%"></i></td></tr>'
+    )
+
+
 def bars_picture(bars: Sequence[Bar], allowed: float, marks: str = "") -> str:
     """A line for each bar on one scale, with where the allowed ends; `marks`: what a bar's own mark is, in words."""
     most = max([allowed * 1.25, *(bar.value for bar in bars), *(bar.mark or 0.0 for bar in bars)])
