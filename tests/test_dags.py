@@ -187,7 +187,7 @@ def test_great_expectations_is_imported_in_one_module_and_mlflow_by_registry_and
     assert users("great_expectations") == {"pipeline/quality.py"}
     consumers = {path for path in users("mlflow") if path.startswith("models/") or "serv" in path}
     consumers |= {"pipeline/batch_scoring.py", "pipeline/webhooks.py"}  # the commands that consumers run
-    registry = {"pipeline/registry.py", "pipeline/version_files.py", "pipeline/registry_login.py"}
+    registry = {"pipeline/versions.py", "pipeline/version_files.py", "pipeline/registry_login.py"}
     assert users("mlflow") - consumers == registry
 
 
