@@ -84,15 +84,19 @@ class Trainer:
             sizes, seed: of its network.
         """
         spare = _SPARE.setdefault((sizes, seed), [])
-        trainer = spare.pop() if spare else cls(Recommender(sizes, seed))
+        if spare:
+            trainer = spare.pop()
+            for name, variable in variables_of(trainer).items():
+                variable.assign(trainer._new[name])
+        else:
+            trainer = cls(Recommender(sizes, seed))
         weakref.finalize(owner, trainer._given_back, spare).atexit = False
         return trainer
 
     def _given_back(self, spare: list[Trainer]) -> None:
+        """Runs wherever Python collects, within another step's trace too: it must not touch a variable."""
         as_built = self.network.user_tower.dropout.rate == self.network.sizes.dropout
         if self._workers is None and self.methods == StepMethods() and as_built:
-            for name, variable in variables_of(self).items():
-                variable.assign(self._new[name])
             spare.append(self)
 
     def use(self, methods: StepMethods) -> None:
@@ -271,7 +275,7 @@ class Trainer:
         return next_item + RATING_WEIGHT * rating_cross_entropy(rating_logits, batch["rating"])
 
 
-# The trainers without an owner, as new; how many there are of a kind is how many learners lived at the same time.
+# The trainers without an owner; how many there are of a kind is how many learners lived at the same time.
 _SPARE: dict[tuple[RecommenderSizes, int], list[Trainer]] = {}
 
 

@@ -46,8 +46,7 @@ class Recommend:
         # Shoppers see 20, but that a target is 19th or 21st is chance. Deeper and discounted, a metric tells models
         # apart with fewer users (Valcarce et al., RecSys 2018): for Online Retail's weekly updates an equal model
         # needs some 320 users by this one and 820 by recall@20, and a model that is never updated is a fifth worse by
-        # either (`make bench-learning PARTS=judging`). On the simulated shop it is 560
-        # and 420, of some 1,600.
+        # either (`make bench-learning PARTS=judging`). On the simulated shop it is 560 and 420, of some 1,600.
         metric="ndcg@100",
         # An hour's gain is about 1 % and its noise as large. 3 % is what the gate can tell apart with some hundred
         # users, and small losses cannot add up: each update is also compared with the first model of its lineage.
@@ -73,8 +72,8 @@ class Recommend:
     # batches of 128, 0.3180 at 3e-3, 0.3223 at 1e-3; 0.3254 in batches of 64, whose steps are twice as many and cost a
     # ninth more in all (1.57 CPU-s, 1.40), 0.3245 of 32 (2.2); two passes of 128 0.3276 for more than twice the cost.
     # One pass has nothing to keep for a pass that spoils. The rate falls to 0: 13 steps of the simulated shop's hour,
-    # which at a constant rate lose 3.2 % NDCG@100, lose 0.6 % at one that falls (one update, seed 1);
-    # Online Retail as before 0.3251. From 1e-3 that falls they gain 0.1 % there, and Online Retail has 0.3217.
+    # which at a constant rate lose 3.2 % NDCG@100, lose 0.6 % at one that falls (one update, seed 1), and Online Retail
+    # stays at 0.3251. From 1e-3 that falls they gain 0.1 % there, and Online Retail has 0.3217.
     update_schedule = Schedule(
         learning_rate=2e-3, warmup_steps=5, epochs=1, patience_epochs=1, batch_size=64, decay="linear",
         replay_ratio=0.5,  # a small window is replayed `least_replayed` anyway; of a large one half as much is enough

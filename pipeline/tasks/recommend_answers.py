@@ -15,8 +15,8 @@ import pyarrow as pa
 from models.compact_ensemble import load_recommender
 from models.compact_recommender import CompactRecommender, best
 from pipeline.profiles import MISSING, UNKNOWN, Counts
+from pipeline.tasks.recommend_baseline import K
 
-K = 20  # items on a shop's first page of results
 HISTORY = 64  # newest items of a history: what is older moves an answer by little
 
 # 512 users' answers put a share of 10 % within 1.3 % of its true value for the first place alone.

@@ -18,7 +18,8 @@ import pyarrow as pa
 from pipeline.evaluation import ranked_metrics
 from pipeline.tasks.contract import Examples, Scores
 
-K, DEEP = 20, 100  # places, as the learner is judged by
+K = 20  # items on a shop's first page of results
+DEEP = 100  # places that the gate looks at (recommend.py says why)
 POPULAR_DAYS = 28  # four whole weeks: every weekday counts the same
 _SPARE_PLACES = 400  # popular items looked at to fill DEEP places beside a history of at most 256
 

@@ -26,6 +26,7 @@ from models.workers import Workers
 from pipeline.evaluation import ranked_metrics
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
+from pipeline.tasks.recommend_baseline import DEEP, K
 from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, groups_by_length, vectors_of
 from pipeline.tasks.recommend_ensemble import Elders, compact_weights
 from pipeline.tasks.recommend_items import ItemTables
@@ -35,8 +36,6 @@ from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
 from pipeline.tasks.recommend_texts import Texts, Vectors
 from pipeline.tasks.recommend_trends import Trends
 
-K = 20  # items on a shop's first page of results
-DEEP = 100  # places that the gate looks at (recommend.py says why)
 TEXT_DIMENSION = 128  # principal directions of the first catalogue's texts that are kept: twice an item's vector
 _SCORED_AT_ONCE = 256
 _PROJECTED_AT_ONCE = 8192
@@ -311,15 +310,15 @@ class RecommenderLearner:
         encoded = self._encoded(examples)
         ranked = self._ranked(encoded, DEEP)
         targets = encoded.padded_targets(unknown=len(self._tables))
-        table = examples.table
+        table, metrics = examples.table, ranked_metrics(ranked, targets, K, DEEP)
         frame = pd.DataFrame({
             "example_id": table["example_id"].to_pylist(),
             "unit": table["unit"].to_pylist(),
             "hour": pd.to_datetime(table["hour"].to_pylist(), utc=True),
-            **ranked_metrics(ranked, targets, K, DEEP),
+            **metrics,
             **self._slices(encoded, targets),
         })
-        return Scores(frame, tuple(ranked_metrics(ranked[:0], targets[:0], K, DEEP)))
+        return Scores(frame, tuple(metrics))
 
     def answers(self, examples: Examples, *, k: int = K, new_only: bool = False) -> np.ndarray:
         """[n, k] object: the ids that each example is answered with, best first, None after the end.

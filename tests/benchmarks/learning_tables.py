@@ -120,13 +120,13 @@ def searches_table(table: Mapping[str, Mapping[str, Any]]) -> str:
 def judging_table(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """One line a metric and half of the steps: what it takes to tell an update from a worse one."""
     lines = [
-        "| | metric | users there | users needed | updates shown to be not worse | lead over never updated |",
-        "|---|---|---|---|---|---|",
+        "| | metric | users there | users needed | updates shown to be not worse | gain | lead over never updated |",
+        "|---|---|---|---|---|---|---|",
     ]
     for steps, metrics in table.items():
         lines += [
             f"| {steps} | {name} | {one['units']:.0f} | {one['units_needed']:.0f} | {one['shown_not_worse']:.0%} | "
-            f"{one['over_never_updated']:+.1%} |"
+            f"{one['gain']:+.1%} | {one['over_never_updated']:+.1%} |"
             for name, one in metrics.items()
         ]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 A user hits with a propensity of their own, drawn from a Beta distribution that leaves two fifths of the users without
 any hit and a mean recall of 0.3 (Online Retail's is 0.31), brings several examples of several targets each, and keeps
 what the champion found but for the share of examples that an update answers anew. That share gives the spread of a
-user's difference that was seen on the simulated shop: 0.25 to 0.4 of the mean (pipeline/examples.py).
+user's difference in Recall@20 that was seen on the simulated shop: 0.25 to 0.4 (pipeline/examples.py).
 """
 
 from __future__ import annotations
