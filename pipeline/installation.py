@@ -53,6 +53,7 @@ class Installation(Place):
         """
         self._write_configuration()
         if not self._supervised():
+            self._end_forgotten()
             self._run([sys.executable, "-m", "supervisor.supervisord", "-c", str(self._configuration)])
             self._wait("supervisord", self._supervised)
         if "EVERGREEN_DATABASE" not in self._environment:
@@ -252,6 +253,12 @@ class Installation(Place):
 
     def _supervised(self) -> bool:
         return self._supervisor_pid() is not None and (self.runtime / "supervisor.sock").exists()
+
+    def _end_forgotten(self) -> None:
+        """Ends a supervisord whose folder was deleted while it ran: it holds the socket, and no file names it."""
+        socket = self.runtime / "supervisor.sock"
+        if socket.exists() and self._control("shutdown").startswith("Shut down"):
+            self._wait("the end of what ran in a folder that is gone", lambda: not socket.exists())
 
     def _control(self, *words: str) -> str:
         """supervisorctl, whose exit status tells of programs that are down as well as of failures."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -130,6 +131,28 @@ run_alone(Path(sys.argv[2]), {words!r})
         command, cwd=tmp_path, process_group=0, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "begun\n"
+
+
+def test_what_runs_in_a_folder_that_was_deleted_is_ended(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+
+    def prepared() -> Installation:
+        installation = Installation(home, {**os.environ, "EVERGREEN_DATABASE": "postgresql://nobody@nowhere"})
+        installation._write_configuration()
+        return installation
+
+    installation = prepared()
+    installation._end_forgotten()  # nothing is
+    installation._run([sys.executable, "-m", "supervisor.supervisord", "-c", str(installation._configuration)])
+    installation._wait("supervisord", installation._supervised)
+    forgotten = psutil.Process(int((home / "supervisord.pid").read_text()))
+    shutil.rmtree(home)
+    try:
+        prepared()._end_forgotten()
+        forgotten.wait(10)
+    finally:
+        if forgotten.is_running():
+            forgotten.kill()
 
 
 def test_what_is_remembered_holds_at_the_next_start_and_the_environment_wins(tmp_path: Path) -> None:
