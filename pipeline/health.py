@@ -319,7 +319,8 @@ h3 small{font-weight:400;color:var(--soft);font-size:.88rem;display:block}
 .tiles .look{border-color:var(--warn);box-shadow:inset .3rem 0 var(--warn)}
 .breaches p.count{margin:0}
 .reasons th[scope=row],.reasons .num{white-space:nowrap}
-.reasons th:first-child,.reasons td:first-child{padding-left:0}
+.reasons th:first-child,.reasons td:first-child,.measures th:first-child{padding-left:0}
+.measures th[scope=row]{font-weight:400}
 .stack td:first-child{padding-left:0}
 a{color:var(--rows)}
 @media(max-width:52rem){.two,.wide{grid-template-columns:1fr}}

@@ -44,7 +44,7 @@ def _measures(measures: Sequence[Measure]) -> str:
     )
     return (
         "<section><h3>By all its measures <small>of the last day, before it was learnt; more is better</small></h3>"
-        '<table class="reasons"><thead><tr><th></th><th class="num">serves</th><th class="num">baseline</th></tr>'
+        '<table class="measures"><thead><tr><th></th><th class="num">serves</th><th class="num">baseline</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></section>"
     )
 
@@ -63,14 +63,17 @@ def _sentiment(topics: Sequence[TopicDay]) -> str:
     worst = sorted((name for name in messages if name != EVERYTHING), key=lambda name: -negative[name])
     share = {name: negative[name] / messages[name] for name in messages}
     rows = "".join(
-        bar_row(html.escape(name), [f"{messages[name]:,}", f"{share[name]:.0%}"], share[name]) for name in worst
+        bar_row(
+            f'{html.escape(name)}<span class="count">{messages[name]:,} messages</span>', [f"{share[name]:.0%}"],
+            share[name],
+        )
+        for name in worst
     )
     said = f"Share of negative messages on each of {len(days)} days"
     return (
         "<section><h3>Negative messages <small>share of each day's, as the champion reads them</small></h3>"
         f'{line_picture([Line("all messages", "own", shares)], (days[0], days[-1]), said, "{:.0%}")}'
-        '<table class="reasons"><thead><tr><th></th><th class="num">messages</th><th class="num">negative</th><th></th>'
-        f"</tr></thead><tbody>{rows}</tbody></table></section>"
+        f'<table class="reasons"><tbody>{rows}</tbody></table></section>'
     )
 
 
