@@ -57,6 +57,11 @@ class RecommenderService:
         self._recommender = recommender
         self._text_encoder = text_encoder
 
+    @property
+    def items(self) -> int:
+        """How many can be answered."""
+        return len(self._recommender.ids) - 1
+
     def answer(self, requests: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.DataFrame:
         """One answer a row.
 

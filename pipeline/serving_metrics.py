@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -55,3 +57,35 @@ class ServingMetrics:
             MultiProcessCollector(together)
             return generate_latest(together)
         return generate_latest(self._registry)
+
+
+class Measured:
+    """ASGI middleware: counts each answer, and tells browsers not to guess at its type.
+
+    Starlette's own `@app.middleware("http")` runs each request in a task of its own behind two streams, which costs as
+    much as the rest of the framework.
+    """
+
+    def __init__(self, app: Any, metrics: ServingMetrics) -> None:
+        """Takes the application and where answers are counted."""
+        self.app, self._metrics = app, metrics
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Passes a request on; one that fails before it is answered counts as 500."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def counted(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.count(route, status, time.perf_counter() - started)
