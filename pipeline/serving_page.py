@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.settings import Settings
 
 _TITLES_SECONDS = 300.0  # titles are read again so often; a new item shows its id until then
+_FIRST_SECONDS = 3.0  # the first answer waits so long for them: the demo's are read in half a second
 
 
 class Titles:
@@ -24,11 +25,14 @@ class Titles:
         self._read_at = float("-inf")
 
     def of(self, item: str) -> str | None:
-        """The title, where it is known by now."""
+        """The title, where it is known by now; whoever asks first waits for the reading, but not for long."""
         with self._lock:
             if time.monotonic() - self._read_at > _TITLES_SECONDS:
+                reading = threading.Thread(target=self._read, name="titles", daemon=True)
+                reading.start()
+                if not self._titles:
+                    reading.join(_FIRST_SECONDS)
                 self._read_at = time.monotonic()
-                threading.Thread(target=self._read, name="titles", daemon=True).start()
         return self._titles.get(item)
 
     def _read(self) -> None:

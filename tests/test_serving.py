@@ -242,6 +242,7 @@ def test_the_page_shows_the_version_of_a_week_ago_beside_the_champion(client: Te
     assert "bag" in client.get("/").text
     both = client.post("/page/answers", json={"query": "", "k": 3}, headers=READ).json()
     assert len(both["now"]["items"]) == 3
+    assert all(item["title"] for item in both["now"]["items"])  # the very first answer has them
 
 
 def test_a_server_without_keys_listens_to_its_own_machine_alone(
