@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from .int8_rows import from_int8, to_int8
+
 RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # this and the next four: as in layers.py, which needs TensorFlow
 NEIGHBOUR_HISTORY = 16
 VISIT_DAYS = 1 / 48
@@ -253,12 +255,11 @@ def packed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     Neighbours' counts grow with time (they decay forward); only their ratios matter, so all are divided by the largest.
     """
-    scale = np.abs(arrays["items"]).max(axis=1, keepdims=True).astype(np.float32) / 127.0
-    scale = np.where(scale > 0, scale, np.float32(1.0)).astype(np.float32)
+    items, scale = to_int8(arrays["items"])
     most = max(float(arrays["neighbour_seen"].max(initial=0.0)), LEAST_SEEN)
     shrink = np.float32(min(1.0, _MOST_SEEN / most))
     return {
-        **arrays, "items": np.rint(arrays["items"] / scale).astype(np.int8), "items_scale": scale,
+        **arrays, "items": items, "items_scale": scale,
         "trend": arrays["trend"].astype(np.float16),
         "neighbour_value": (arrays["neighbour_value"] * shrink).astype(np.float16),
         "neighbour_seen": arrays["neighbour_seen"] * shrink,
@@ -268,7 +269,7 @@ def packed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def opened(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What `packed` made, for products in float32."""
     arrays = dict(stored)
-    arrays["items"] = arrays["items"].astype(np.float32) * arrays.pop("items_scale")
+    arrays["items"] = from_int8(arrays["items"], arrays.pop("items_scale"))
     for name in {"trend", "neighbour_value"} & set(arrays):
         arrays[name] = arrays[name].astype(np.float32)
     return arrays

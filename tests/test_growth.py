@@ -92,8 +92,8 @@ def test_items_that_nobody_has_seen_for_four_hundred_days_leave_every_table() ->
     learner = learner_of_two_seasons()
     assert ids(learner) == KEPT
     arrays = learner.state().arrays
-    for name in ("items/rows", "items/first", "items/steps", "items/text", "items/last_seen", "trends/counts",
-                 "neighbours/index", "neighbours/seen", "vocabulary/items/sightings"):
+    for name in ("items/rows", "items/first", "items/steps", "items/text", "items/text_scale", "items/last_seen",
+                 "trends/counts", "neighbours/index", "neighbours/seen", "vocabulary/items/sightings"):
         assert len(arrays[name]) == len(KEPT) + 1, name
     assert arrays["neighbours/index"].max() <= len(KEPT)
 
@@ -155,7 +155,7 @@ def test_a_text_that_a_context_leaves_out_stays_and_one_that_the_learner_lost_is
     assert read == ["h3"] and before.any(axis=1).all()
     np.testing.assert_array_equal(learner._tables.text(np.arange(1, 21)), before)
     projected = 0.25 * learner._projection.sum(axis=0)
-    np.testing.assert_allclose(learner._tables.text(np.array([21])), [projected], rtol=1e-3)
+    np.testing.assert_allclose(learner._tables.text(np.array([21])), [projected], atol=2e-3)  # int8
 
 
 def test_an_item_that_comes_back_is_new() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from models.growing import lengthened, with_room
+from models.int8_rows import Int8Rows
 from models.optimizers import RowMoments, to_bfloat16
 from pipeline.vocabulary import Vocabulary
 
@@ -39,8 +40,8 @@ class ItemTables:
         self._moments = RowMoments.zeros(1, dimension)
         self._category_rows = np.zeros((1, dimension), np.float32)
         self._category_moments = RowMoments.zeros(1, dimension)
-        self._text = np.zeros((1, text_dimension), np.float16)
-        self._wording: np.ndarray | None = None  # of the texts in another wording, where that is asked for
+        self._text = Int8Rows.zeros(1, text_dimension)
+        self._wording: Int8Rows | None = None  # of the texts in another wording, where that is asked for
         self._price = np.zeros((1, 3), np.float32)
         self._category = np.zeros(1, np.int32)
         self._last_seen = np.zeros(1, np.int32)
@@ -52,13 +53,13 @@ class ItemTables:
     def grow(self) -> None:
         """Makes room for every id of the vocabularies."""
         items, categories = len(self.items), len(self.categories)
-        self._rows, self._text, self._price, self._category, self._last_seen = (
-            lengthened(array, items)
-            for array in (self._rows, self._text, self._price, self._category, self._last_seen)
+        self._rows, self._price, self._category, self._last_seen = (
+            lengthened(array, items) for array in (self._rows, self._price, self._category, self._last_seen)
         )
+        self._text.grow(items)
         self._category_rows = lengthened(self._category_rows, categories)
         if self._wording is not None:
-            self._wording = lengthened(self._wording, items)
+            self._wording.grow(items)
         self._moments.grow(items)
         self._category_moments.grow(categories)
 
@@ -71,14 +72,14 @@ class ItemTables:
         """Notes that the items `rows` ([n], distinct) were seen on `days` [n] int32; an earlier day changes nothing."""
         self._last_seen[rows] = np.maximum(self._last_seen[rows], days)
 
-    def describe(self, rows: np.ndarray, text: np.ndarray, price: np.ndarray, category: np.ndarray) -> None:
-        """Writes facts of items: text [n, text_dimension], price [n, 3], category [n]."""
+    def describe(self, rows: np.ndarray, text: Int8Rows, price: np.ndarray, category: np.ndarray) -> None:
+        """Writes facts of items: text of [n, text_dimension], price [n, 3], category [n]."""
         self._text[rows], self._price[rows], self._category[rows] = text, price, category
         if self._wording is not None:
             self._wording[rows] = text
 
-    def describe_otherwise(self, rows: np.ndarray, wording: np.ndarray) -> None:
-        """Writes the texts of items in another wording, [n, text_dimension]; items never given one have their text."""
+    def describe_otherwise(self, rows: np.ndarray, wording: Int8Rows) -> None:
+        """Writes the texts of items in another wording; items that are never given one have their text."""
         if self._wording is None:
             self._wording = self._text.copy()
         self._wording[rows] = wording
@@ -93,11 +94,15 @@ class ItemTables:
 
     def text(self, index: np.ndarray) -> np.ndarray:
         """[n, text_dimension] float32."""
-        return self._text[index].astype(np.float32)
+        return self._text.floats(index)
+
+    def described(self, index: np.ndarray) -> Int8Rows:
+        """The same as it is kept, a copy."""
+        return self._text[index]
 
     def wording(self, index: np.ndarray) -> np.ndarray:
         """[n, text_dimension] float32, the texts in another wording."""
-        return self.text(index) if self._wording is None else self._wording[index].astype(np.float32)
+        return (self._text if self._wording is None else self._wording).floats(index)
 
     def price(self, index: np.ndarray) -> np.ndarray:
         """[n, 3] float32."""
@@ -117,7 +122,7 @@ class ItemTables:
             admitted: [n] int, the items, in order.
             seed: with the items it decides the draw.
         """
-        bare = admitted[~self._text[admitted].any(axis=1)]
+        bare = admitted[~self._text.values[admitted].any(axis=1)]
         if len(bare):
             generator = np.random.default_rng([seed, int(bare[0]), len(bare)])
             drawn = generator.normal(size=(len(bare), self._rows.shape[1]))
@@ -140,9 +145,10 @@ class ItemTables:
     def keep(self, kept: np.ndarray) -> None:
         """Drops the rows of all items but `kept` ([m] int, row 0 first), their moments with them."""
         self.items.keep(kept)
-        self._rows, self._text, self._price, self._category, self._last_seen = (
-            array[kept] for array in (self._rows, self._text, self._price, self._category, self._last_seen)
+        self._rows, self._price, self._category, self._last_seen = (
+            array[kept] for array in (self._rows, self._price, self._category, self._last_seen)
         )
+        self._text = self._text[kept]
         self._wording = None if self._wording is None else self._wording[kept]
         moments = self._moments
         moments.first, moments.second, moments.steps = moments.first[kept], moments.second[kept], moments.steps[kept]
@@ -151,12 +157,12 @@ class ItemTables:
         """All of it as arrays, for a checkpoint; only the rows in use."""
         items, categories = len(self.items), len(self.categories)
         held = {
-            "items/rows": self._rows[:items], "items/text": self._text[:items], "items/price": self._price[:items],
+            "items/rows": self._rows[:items], "items/price": self._price[:items],
             "items/category": self._category[:items], "items/last_seen": self.last_seen,
-            "categories/rows": self._category_rows[:categories],
+            "categories/rows": self._category_rows[:categories], **self._text.arrays("items/text", items),
         }
         if self._wording is not None:
-            held["items/wording"] = self._wording[:items]
+            held |= self._wording.arrays("items/wording", items)
         for name, moments, size in (
             ("items", self._moments, items), ("categories", self._category_moments, categories)
         ):
@@ -173,12 +179,12 @@ class ItemTables:
         tables = cls(arrays["items/text"].shape[1], arrays["items/rows"].shape[1])
         tables.items = Vocabulary.from_arrays(arrays, "vocabulary/items")
         tables.categories = Vocabulary.from_arrays(arrays, "vocabulary/categories")
-        tables._rows, tables._text, tables._price, tables._category, tables._last_seen, tables._category_rows = (
-            with_room(arrays[name]) for name in (
-                "items/rows", "items/text", "items/price", "items/category", "items/last_seen", "categories/rows"
-            )
+        tables._rows, tables._price, tables._category, tables._last_seen, tables._category_rows = (
+            with_room(arrays[name])
+            for name in ("items/rows", "items/price", "items/category", "items/last_seen", "categories/rows")
         )
-        tables._wording = with_room(arrays["items/wording"]) if "items/wording" in arrays else None
+        tables._text = Int8Rows.from_arrays(arrays, "items/text")
+        tables._wording = Int8Rows.from_arrays(arrays, "items/wording") if "items/wording" in arrays else None
         tables._moments, tables._category_moments = (
             RowMoments(*(with_room(arrays[f"{name}/{part}"]) for part in ("first", "second", "steps")))
             for name in ("items", "categories")

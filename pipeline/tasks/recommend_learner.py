@@ -20,6 +20,7 @@ import tensorflow as tf
 from models.compact_ensemble import CompactEnsemble
 from models.compact_recommender import CompactRecommender
 from models.growing import fitted
+from models.int8_rows import Int8Rows
 from models.recommender import Recommender, RecommenderSizes, as_json
 from models.trainer import StepMethods, Trainer, variables_of
 from models.workers import Workers
@@ -125,25 +126,25 @@ class RecommenderLearner:
             "items_described": len(rows), "items_gone": before - known, "items_expired": grown - len(tables),
         }
 
-    def _text_of(self, context: pa.Table, rows: np.ndarray, known: int) -> np.ndarray:
-        """[n, text_dimension] float16, the projected texts of the items `rows`; row `known` and above are new."""
+    def _text_of(self, context: pa.Table, rows: np.ndarray, known: int) -> Int8Rows:
+        """[n, text_dimension], the projected texts of the items `rows`; row `known` and above are new."""
         told = context["text_vector"].is_valid().to_numpy()
         if told.all():
             return self._projected(context["text_vector"])
-        text = self._tables.text(rows).astype(np.float16)
+        text = self._tables.described(rows)
         text[told] = self._projected(context["text_vector"].filter(pa.array(told)))
         back = ~told & (rows >= known)  # expired once, chosen again, and the catalogue has said nothing since
         if back.any():
             hashes = context["content_hash"].filter(pa.array(back)).to_pylist()
-            text[back] = self._texts.known(hashes) @ self._projection
+            text[back] = Int8Rows.of(self._texts.known(hashes) @ self._projection)
         return text
 
-    def _projected(self, column: pa.ChunkedArray) -> np.ndarray:
-        """[n, text_dimension] float16 of text vectors; a part at a time: whole ones are six times as large."""
-        projected = np.zeros((len(column), self._projection.shape[1]), np.float16)
+    def _projected(self, column: pa.ChunkedArray) -> Int8Rows:
+        """[n, text_dimension] of text vectors; a part at a time: whole ones are twelve times as large."""
+        projected = Int8Rows.zeros(len(column), self._projection.shape[1])
         for start in range(0, len(column), _PROJECTED_AT_ONCE):
             vectors = vectors_of(column.slice(start, _PROJECTED_AT_ONCE), len(self._projection))
-            projected[start : start + len(vectors)] = vectors @ self._projection
+            projected[np.arange(start, start + len(vectors))] = Int8Rows.of(vectors @ self._projection)
         return projected
 
     def _without_gone(self, context: pa.Table) -> pa.Table:
