@@ -3,20 +3,22 @@
 Keras' Adam is dense on tables even where gradients are sparse (keras issue 19992): a step costs the whole table.
 This is the lazy variant, as in TensorFlow Addons' LazyAdam: moments of rows that a step does not touch stay as they
 are. The second moment is one number a row (the mean over its columns), as in row-wise Adagrad of FBGEMM and DLRM
-(Mudigere et al., ISCA 2022), and the first is kept as bfloat16, whose eight bits of precision are plenty beside a mean
-that forgets a tenth a step: together a quarter of Adam's own memory. The tables lie in the host's memory, so that they
-grow without a new trace of the compiled step.
+(Mudigere et al., ISCA 2022), and the first is kept as int8 with a scale a row (Dettmers et al., "8-bit Optimizers via
+Block-wise Quantization", ICLR 2022, with a row as the block), which is plenty beside a mean that forgets a tenth a
+step: together an eighth of Adam's own memory. The tables lie in the host's memory, so that they grow without a new
+trace of the compiled step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import keras
 import numpy as np
 
-from .growing import lengthened
+from .growing import lengthened, with_room
+from .int8_rows import Int8Rows
 
 FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-7  # Keras' Adam
 
@@ -26,13 +28,13 @@ class RowMoments:
     """Adam's moments of a table of rows.
 
     Attributes:
-        first: [rows, width] uint16, the bits of a bfloat16 (numpy has no such type).
+        first: [rows, width] as int8.
         second: [rows] float32, mean over the columns.
         steps: [rows] int32, how many steps have touched the row.
         weight_decay: times the learning rate, the share of itself that a row loses when it is touched (AdamW).
     """
 
-    first: np.ndarray
+    first: Int8Rows
     second: np.ndarray
     steps: np.ndarray
     weight_decay: float = field(default=0.0, init=False)
@@ -40,11 +42,34 @@ class RowMoments:
     @classmethod
     def zeros(cls, rows: int, width: int) -> RowMoments:
         """Moments of rows that no step has touched."""
-        return cls(np.zeros((rows, width), np.uint16), np.zeros(rows, np.float32), np.zeros(rows, np.int32))
+        return cls(Int8Rows.zeros(rows, width), np.zeros(rows, np.float32), np.zeros(rows, np.int32))
 
     def grow(self, rows: int) -> None:
         """Makes room for so many rows in all."""
-        self.first, self.second, self.steps = (lengthened(one, rows) for one in (self.first, self.second, self.steps))
+        self.first.grow(rows)
+        self.second, self.steps = lengthened(self.second, rows), lengthened(self.steps, rows)
+
+    def __getitem__(self, index: np.ndarray) -> RowMoments:
+        """Those of some rows, a copy."""
+        some = RowMoments(self.first[index], self.second[index], self.steps[index])
+        some.weight_decay = self.weight_decay
+        return some
+
+    def arrays(self, name: str, rows: int) -> dict[str, np.ndarray]:
+        """Those of the first `rows` rows as arrays, for a checkpoint; not copied."""
+        rest = {f"{name}/second": self.second[:rows], f"{name}/steps": self.steps[:rows]}
+        return self.first.arrays(f"{name}/first", rows) | rest
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], name: str) -> RowMoments:
+        """What `arrays` wrote, with room to grow; or what a checkpoint of before December 2026 holds."""
+        first = arrays[f"{name}/first"]
+        if first.dtype == np.uint16:  # the bits of a bfloat16
+            arrays = {**arrays, f"{name}/first": (first.astype(np.uint32) << 16).view(np.float32)}
+        return cls(
+            Int8Rows.from_arrays(arrays, f"{name}/first"), with_room(arrays[f"{name}/second"]),
+            with_room(arrays[f"{name}/steps"]),
+        )
 
     def step(self, table: np.ndarray, index: np.ndarray, gradient: np.ndarray, learning_rate: float) -> None:
         """Moves the rows `index` (distinct) of `table` in place.
@@ -59,9 +84,9 @@ class RowMoments:
             table[index] *= np.float32(1.0 - learning_rate * self.weight_decay)
         self.steps[index] += 1
         steps = self.steps[index].astype(np.float32)
-        first = from_bfloat16(self.first[index])
+        first = self.first.floats(index)
         first += np.float32(1.0 - FIRST_DECAY) * (gradient - first)
-        self.first[index] = to_bfloat16(first)
+        self.first[index] = Int8Rows.of(first)
         second = self.second[index]
         squares = np.einsum("ij,ij->i", gradient, gradient) / gradient.shape[1]
         second += np.float32(1.0 - SECOND_DECAY) * (squares - second)
@@ -69,17 +94,6 @@ class RowMoments:
         corrected = np.sqrt(second / (1.0 - np.float32(SECOND_DECAY) ** steps)) + np.float32(EPSILON)
         pace = np.float32(learning_rate) / ((1.0 - np.float32(FIRST_DECAY) ** steps) * corrected)
         table[index] -= pace[:, None] * first
-
-
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16 of each of `values` (float32, to even where two are as near), as its bits in uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))) >> 16).astype(np.uint16)
-
-
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """The float32 that has these bits (uint16) in front."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def dense_optimizer(

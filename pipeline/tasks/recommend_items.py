@@ -13,7 +13,7 @@ import numpy as np
 
 from models.growing import lengthened, with_room
 from models.int8_rows import Int8Rows
-from models.optimizers import RowMoments, to_bfloat16
+from models.optimizers import RowMoments
 from pipeline.vocabulary import Vocabulary
 
 # Rows are learnt slower than the network: they are many, each is seen seldom, and text, trend and neighbours know much
@@ -150,8 +150,7 @@ class ItemTables:
         )
         self._text = self._text[kept]
         self._wording = None if self._wording is None else self._wording[kept]
-        moments = self._moments
-        moments.first, moments.second, moments.steps = moments.first[kept], moments.second[kept], moments.steps[kept]
+        self._moments = self._moments[kept]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it as arrays, for a checkpoint; only the rows in use."""
@@ -163,13 +162,7 @@ class ItemTables:
         }
         if self._wording is not None:
             held |= self._wording.arrays("items/wording", items)
-        for name, moments, size in (
-            ("items", self._moments, items), ("categories", self._category_moments, categories)
-        ):
-            held |= {
-                f"{name}/first": moments.first[:size], f"{name}/second": moments.second[:size],
-                f"{name}/steps": moments.steps[:size],
-            }
+        held |= self._moments.arrays("items", items) | self._category_moments.arrays("categories", categories)
         copied = {name: np.array(array) for name, array in held.items()}
         return copied | self.items.arrays("vocabulary/items") | self.categories.arrays("vocabulary/categories")
 
@@ -186,12 +179,8 @@ class ItemTables:
         tables._text = Int8Rows.from_arrays(arrays, "items/text")
         tables._wording = Int8Rows.from_arrays(arrays, "items/wording") if "items/wording" in arrays else None
         tables._moments, tables._category_moments = (
-            RowMoments(*(with_room(arrays[f"{name}/{part}"]) for part in ("first", "second", "steps")))
-            for name in ("items", "categories")
+            RowMoments.from_arrays(arrays, name) for name in ("items", "categories")
         )
-        for moments in (tables._moments, tables._category_moments):
-            if moments.first.dtype == np.float32:  # a checkpoint of before November 2026
-                moments.first = to_bfloat16(moments.first)
         return tables
 
     def _admitted(self, index: np.ndarray) -> np.ndarray:
