@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from pipeline.few_rows import rows_with
 from pipeline.lake import Lake
 from pipeline.schema import FEEDS, TIME
-from pipeline.tables import text_field
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -76,8 +76,7 @@ class Snapshot:
         if rows is None or not wanted <= known:
             known = wanted | self._expected.get((table, column), set())
             known = known if len(known) <= most_held else wanted
-            chosen = text_field(column).isin(pa.array(sorted(known), pa.string()))
-            rows = self.arrow(table, columns, chosen)
+            rows = rows_with(self.dataset(table), column, sorted(known), columns)
             self._held[place] = known, rows
         if wanted == known:
             return rows

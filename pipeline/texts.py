@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from pipeline.few_rows import rows_in_files
 from pipeline.lake import Lake
 from pipeline.schema import TEXT_VECTORS_SCHEMA
 
@@ -78,13 +79,13 @@ class TextVectors:
         }, schema=TEXT_VECTORS_SCHEMA))
 
     def _read(self, hashes: Sequence[str]) -> None:
+        table, columns = self._lake.dataset("text_vectors"), ["content_hash", "vector"]
         chosen = ds.field("encoder") == self._encoder.identity
         if len(hashes) <= _MOST_HASHES_IN_FILTER:
-            chosen &= ds.field("content_hash").isin(list(hashes))
-            # new texts have no vector: a look at the hashes alone, a fiftieth of the bytes, spares reading all vectors
-            if not len(self._lake.arrow("text_vectors", columns=["content_hash"], filter=chosen)):
-                return
-        held = self._lake.arrow("text_vectors", columns=["content_hash", "vector"], filter=chosen)
+            # a look at the hashes alone, a fiftieth of the bytes, spares reading all vectors for those of a new file
+            held = rows_in_files(table, chosen & ds.field("content_hash").isin(list(hashes)), columns)
+        else:
+            held = table.to_table(columns=columns, filter=chosen)
         for key, vector in zip(held["content_hash"].to_pylist(), held["vector"].to_pylist(), strict=True):
             self._known[key] = np.frombuffer(vector, "<f4")
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow.dataset import Dataset
 
+from pipeline.few_rows import rows_with
 from pipeline.lake import Lake
 from pipeline.locking import file_locks
 from pipeline.schema import EVENTS, QUARANTINE_SCHEMA
@@ -134,18 +136,17 @@ def test_rows_of_some_values_are_read_once_with_those_that_are_expected(
     lake.publish(EVENTS, [window(0)], events(*((f"e{number}", 0, 1.0) for number in range(6))), NONE, NO_QUARANTINE)
     tables = Snapshot(lake, {"events": lake.version("events")})
     reads: list[str] = []
-    read = Snapshot.arrow
 
-    def counted(self: Snapshot, table: str, *rest: Any) -> pa.Table:
-        reads.append(table)
-        return read(self, table, *rest)
+    def counted(rows: Dataset, column: str, *rest: Any) -> pa.Table:
+        reads.append(column)
+        return rows_with(rows, column, *rest)
 
     def found(*values: str | None, most_held: int = 4) -> list[str]:
         wanted = pa.chunked_array([pa.array(values, pa.string())])
         rows = tables.rows_of("events", "event_id", wanted, ["event_id", "price"], most_held)
         return sorted(rows["event_id"].to_pylist())
 
-    monkeypatch.setattr(Snapshot, "arrow", counted)
+    monkeypatch.setattr("pipeline.snapshot.rows_with", counted)
     tables.expect("events", "event_id", pa.chunked_array([pa.array(["e1", "e2", None, "e3"], pa.string())]))
     assert found("e1", None, "e9") == ["e1"] and len(reads) == 1
     assert found("e2", "e3") == ["e2", "e3"] and found() == [] and len(reads) == 1
