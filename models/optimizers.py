@@ -5,7 +5,7 @@ This is the lazy variant, as in TensorFlow Addons' LazyAdam: moments of rows tha
 are. The second moment is one number a row (the mean over its columns), as in row-wise Adagrad of FBGEMM and DLRM
 (Mudigere et al., ISCA 2022), and the first is kept as int8 with a scale a row (Dettmers et al., "8-bit Optimizers via
 Block-wise Quantization", ICLR 2022, with a row as the block), which is plenty beside a mean that forgets a tenth a
-step: together an eighth of Adam's own memory. The tables lie in the host's memory, so that they grow without a new
+step: together a seventh of Adam's own memory. The tables lie in the host's memory, so that they grow without a new
 trace of the compiled step.
 """
 

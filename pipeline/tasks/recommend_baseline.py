@@ -3,7 +3,7 @@
 On real retail this beats ALS, item-kNN and a plain attention model (FACTS.md's table, Online Retail), so it
 is the floor of the gate. A user's own items come first, by how often they were bought; of those bought as often, the
 one that all users chose most in the four weeks before that day (on Online Retail's baskets of weeks 44 to 53 that
-order finds 0.308, the latest first 0.293: `make bench-learning PARTS=online_retail` gives the former as "most
+order finds 0.308, the latest first 0.290: `make bench-learning PARTS=online_retail` gives the former as "most
 bought"). Those popular items also fill the places that are left. A search is answered the way a shop without a model
 would: TF-IDF of the query against the catalogue's texts.
 """
