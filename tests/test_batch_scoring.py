@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError
 
 from models.recommender_service import RecommenderService
 from pipeline.batch_scoring import Answers, BatchRefused, Run, Scored, score_lake, score_users, source_version
@@ -113,7 +112,7 @@ def test_a_stopped_run_goes_on_where_it_was_with_the_same_users(
 ) -> None:
     source, out = tmp_path / "users", tmp_path / "out"
     write_deltalake(source, users())
-    with pytest.raises(DeltaError, match="Stopped"):
+    with pytest.raises(Exception, match="Stopped"):  # DeltaError, or what delta-rs makes of it: a plain one
         scored(service, out, source, answers=stopping(service, after))
     assert DeltaTable(out).version() == after  # no half bucket
     write_deltalake(source, users(5, seed=2).set_column(0, "user_id", pa.array([f"new{n}" for n in range(5)])),
@@ -128,7 +127,7 @@ def test_a_stopped_run_goes_on_where_it_was_with_the_same_users(
 def test_a_stopped_run_of_another_model_is_left_for_a_new_one(service: RecommenderService, tmp_path: Path) -> None:
     source, out = tmp_path / "users.parquet", tmp_path / "out"
     pq.write_table(users(), source)
-    with pytest.raises(DeltaError, match="Stopped"):
+    with pytest.raises(Exception, match="Stopped"):  # DeltaError, or what delta-rs makes of it: a plain one
         scored(service, out, source, answers=stopping(service, 3))
     done = scored(service, out, source, version=8)
     assert (done.run.number, done.buckets_before) == (2, 0)
