@@ -1,6 +1,8 @@
 """The text classifier in plain arrays, as consumers use it: numpy alone, no training library.
 
 Confidences are calibrated by one temperature a head, fitted on messages that were held out (Guo et al., ICML 2017).
+Where rare classes count as much as frequent ones, what is told is not the likeliest class but the one that is likeliest
+against its share of what was learnt (Menon et al., ICLR 2021); the confidence remains the chance that it is right.
 Beside the classes it may hold approved answers: the messages that they answered, as vectors, and their texts. Which
 message a person should read is decided by a threshold of the confidence, whose reason is told with every answer.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,7 @@ class CompactTextClassifier:
         temperature: head -> what logits are divided by.
         threshold: of the first head.
         answers: texts; empty: there are none.
+        handicaps: head -> what is taken from each class's log chance before one is told; no head: nothing is.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -72,6 +75,7 @@ class CompactTextClassifier:
     temperature: Mapping[str, float]
     threshold: Threshold
     answers: tuple[str, ...] = ()
+    handicaps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -82,6 +86,19 @@ class CompactTextClassifier:
         """Head -> calibrated probabilities [n, classes] float64 of texts with these vectors [n, dimension]."""
         logits = self.logits(vectors, texts)
         return {head: softmax(values / self.temperature[head]) for head, values in logits.items()}
+
+    def told(self, head: str, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The class that is told of each text [n] int, and its chance [n] float64; of no class 0 and 0.
+
+        Args:
+            head: which.
+            chances: [n, classes] float, its calibrated probabilities.
+        """
+        if not chances.shape[1]:
+            return np.zeros(len(chances), np.int64), np.zeros(len(chances))
+        logs = np.log(np.maximum(chances, 1e-12)) - np.array(self.handicaps.get(head, 0.0))
+        best = logs.argmax(axis=1)
+        return best, chances[np.arange(len(chances)), best]
 
     def logits(self, vectors: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Head -> logits [n, classes] float32 before any temperature."""
@@ -125,6 +142,7 @@ class CompactTextClassifier:
         (folder / "classifier.json").write_text(json.dumps({
             "classes": {head: list(names) for head, names in self.classes.items()},
             "temperature": dict(self.temperature), "threshold": vars(self.threshold), "answers": list(self.answers),
+            "handicaps": {head: list(values) for head, values in self.handicaps.items()},
         }, ensure_ascii=False))
 
     @classmethod
@@ -135,6 +153,7 @@ class CompactTextClassifier:
             load_file(folder / "arrays.safetensors"),
             {head: tuple(names) for head, names in notes["classes"].items()}, notes["temperature"],
             Threshold(**notes["threshold"]), tuple(notes["answers"]),
+            {head: tuple(values) for head, values in notes.get("handicaps", {}).items()},
         )
 
 

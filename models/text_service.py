@@ -72,9 +72,9 @@ class TextService:
         chances = self._classifier.probabilities(vectors, texts)
         columns: dict[str, list[Any]] = {}
         for head, names in self._classifier.classes.items():
-            best = chances[head].argmax(axis=1) if names else [0] * len(texts)
-            columns[head] = [names[place] if names else "" for place in best]
-            columns[f"{head}_confidence"] = chances[head].max(axis=1, initial=0.0).tolist()
+            places, sure_of = self._classifier.told(head, chances[head])
+            columns[head] = [names[place] if names else "" for place in places]
+            columns[f"{head}_confidence"] = sure_of.tolist()
         threshold = self._classifier.threshold
         sure = columns[f"{self._classifier.heads[0]}_confidence"]
         columns["hand_over"] = [one < threshold.least for one in sure]

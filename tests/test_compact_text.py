@@ -41,6 +41,19 @@ def test_the_threshold_is_the_least_confidence_that_still_shows_the_precision() 
     assert "a person reads every message" in Threshold(precision=0.95, held_out=3).reason(1.0)
 
 
+def test_a_rare_class_is_told_where_it_is_likely_against_its_share_with_its_own_chance() -> None:
+    chances = np.array([[0.6, 0.4], [0.95, 0.05]])
+    shares = np.log([0.9, 0.1])
+    plain, fair = (
+        CompactTextClassifier({}, {"tone": ("good", "bad")}, {"tone": 1.0}, Threshold(), handicaps=handicaps)
+        for handicaps in ({}, {"tone": tuple(shares)})
+    )
+    for classifier, places, sure in ((plain, [0, 0], [0.6, 0.95]), (fair, [1, 0], [0.4, 0.95])):
+        told, confidence = classifier.told("tone", chances)
+        assert told.tolist() == places and confidence.tolist() == sure
+    assert [one.tolist() for one in fair.told("tone", np.zeros((2, 0)))] == [[0, 0], [0.0, 0.0]]  # knows no class
+
+
 def test_the_nearest_answers_are_distinct_and_come_best_first(tmp_path: Path) -> None:
     arrays = {
         "adapter_in": np.zeros((2, 3), np.float32), "adapter_bias": np.zeros(3, np.float32),
@@ -48,7 +61,9 @@ def test_the_nearest_answers_are_distinct_and_come_best_first(tmp_path: Path) ->
         "intent_ngrams": np.zeros((8, 2), np.float32), "intent_bias": np.zeros(2, np.float32),
         "answer_vectors": np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float16), "answer_of": np.array([0, 0, 1]),
     }
-    classifier = CompactTextClassifier(arrays, {"intent": ("a", "b")}, {"intent": 2.0}, Threshold(), ("yes", "no"))
+    classifier = CompactTextClassifier(
+        arrays, {"intent": ("a", "b")}, {"intent": 2.0}, Threshold(), ("yes", "no"), {"intent": (-0.5, 0.0)}
+    )
     assert classifier.nearest_answers(np.array([0.0, 1.0], np.float32), 3) == (
         ["no", "yes"], [1.0, pytest.approx(0.6, abs=1e-3)]
     )
@@ -57,4 +72,5 @@ def test_the_nearest_answers_are_distinct_and_come_best_first(tmp_path: Path) ->
     classifier.save(tmp_path)
     again = CompactTextClassifier.load(tmp_path)
     assert (again.classes, again.answers, again.threshold) == (classifier.classes, ("yes", "no"), Threshold())
+    assert again.handicaps == {"intent": (-0.5, 0.0)}
     np.testing.assert_array_equal(again.arrays["answer_vectors"], arrays["answer_vectors"])

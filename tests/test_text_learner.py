@@ -57,10 +57,10 @@ def context(messages: Examples, answers: list[str | None] | None = None, gone: b
     })
 
 
-def learner(self_training: bool = False) -> TextLearner:
+def learner(self_training: bool = False, balance: float = 0.0) -> TextLearner:
     return TextLearner(
         seed=3, kinds={"intent": "label"}, text_dimension=DIMENSION, encoder=lambda: None,
-        self_training=self_training, sizes=SIZES,
+        self_training=self_training, balance=balance, sizes=SIZES,
     )
 
 
@@ -162,6 +162,23 @@ def test_a_class_that_the_model_does_not_know_is_told_wrongly_and_named_as_new()
     assert frame["slice:new_class"].tolist() == [False, False, True, True]
     assert frame["accuracy"].tolist()[2:] == [0.0, 0.0]
     assert (frame["calibration"] <= 0.5).tolist()[2:] == [True, True]
+
+
+def test_rare_classes_are_favoured_by_what_was_learnt_and_the_likeliest_stays_what_accuracy_counts() -> None:
+    plain, fair = learner(), learner(balance=1.0)
+    for one in (plain, fair):
+        for some in (examples([0] * 60 + [1] * 9), examples([0] * 30, seed=1)):
+            one.grow(context(some), some)
+    assert plain.compact().handicaps == {}
+    shares = np.log(np.array([91, 10]) / 101)
+    for one in (fair, restored(fair.state())):
+        np.testing.assert_allclose(one.compact().handicaps["intent"], shares, rtol=1e-6)
+    vague = examples([0, 1] * 200, seed=7)
+    scores = {one: one.score(vague).frame for one in (plain, fair)}
+    assert (scores[plain]["accuracy"] == scores[fair]["accuracy"]).all()
+    rare = np.arange(len(vague)) % 2 == 1
+    assert scores[fair]["macro_recall"][rare].mean() > scores[plain]["macro_recall"][rare].mean()
+    assert scores[fair]["macro_recall"][~rare].mean() < scores[plain]["macro_recall"][~rare].mean()
 
 
 def test_it_reads_what_came_and_asks_for_labels_of_what_has_none() -> None:

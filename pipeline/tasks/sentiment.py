@@ -18,6 +18,10 @@ class Sentiment(TextTask):
     # Clothing reviews, a tenth labelled: macro-F1 59.5 without, 59.0 with what the model is sure of at 0.8, 58.8 at
     # 0.95, 57.1 at 0.6: its mistakes are learnt too.
     self_training = False
+    # The few negative messages are what is watched for, and macro-F1 is judged. Of 0 to 0.75, what is best on the
+    # clothing reviews' tuning tenth, both heads, a tenth labelled and all, two seeds: 0: 62.2, 0.2: 62.8, 0.4: 62.9,
+    # 0.5: 62.5, 0.75: 61.4.
+    balance = 0.4
     gate = GateRules(
         metric="accuracy", margin=0.03, error_rate=0.05, least_units=100, slice_margin=0.10,  # as for `support`
     )

@@ -41,7 +41,8 @@ class TextLearner:
 
     def __init__(
         self, *, seed: int, kinds: Mapping[str, str], text_dimension: int, encoder: Callable[[], Any],
-        self_training: bool, sizes: ClassifierSizes | None = None, capacity: Mapping[str, int] | None = None,
+        self_training: bool, balance: float = 0.0, sizes: ClassifierSizes | None = None,
+        capacity: Mapping[str, int] | None = None,
     ) -> None:
         """An untrained classifier that knows no class.
 
@@ -51,11 +52,14 @@ class TextLearner:
             text_dimension: length of a text vector.
             encoder: gives the text encoder, called only when a package is written.
             self_training: whether what nobody has labelled teaches.
+            balance: how far rare classes are favoured in what is told: 0: not, 1: as if all were as frequent.
             sizes, capacity: of the network; None: the default ones.
         """
         self._seed, self._kinds, self._encoder, self._self_training = seed, dict(kinds), encoder, self_training
+        self._balance = balance
         self._sizes = sizes or ClassifierSizes(text_dimension, tuple(kinds))
         self._classes: dict[str, dict[str, int]] = {head: {} for head in kinds}
+        self._counts: dict[str, dict[str, int]] = {head: {} for head in kinds}  # examples learnt, by class
         self._trainer = ClassifierTrainer(self._sizes, capacity or dict.fromkeys(kinds, CAPACITY_STEP), seed)
         self._temperature = dict.fromkeys(kinds, 1.0)
         self._threshold = Threshold(precision=PRECISION)
@@ -84,6 +88,8 @@ class TextLearner:
         known = sum(map(len, self._classes.values()))
         for head in self._kinds:
             self._add_classes(head, examples)
+            for said in pc.value_counts(examples.table[head].drop_null()).to_pylist():
+                self._counts[head][said["values"]] = self._counts[head].get(said["values"], 0) + said["counts"]
         self._learnt += len(examples)
         classes = sum(map(len, self._classes.values()))
         return {
@@ -162,8 +168,8 @@ class TextLearner:
 
     def calibrate(self, held_out: Examples) -> None:
         """Fits each head's temperature, and the main head's threshold, on held-out examples."""
-        texts = self._texts(held_out)
-        logits = self.compact().logits_of(texts.vectors, texts.ngrams)
+        texts, compact = self._texts(held_out), self.compact()
+        logits = compact.logits_of(texts.vectors, texts.ngrams)
         for head, targets in texts.targets.items():
             rows = targets >= 0
             self._temperature[head] = fitted_temperature(logits[head][rows], targets[rows])
@@ -171,8 +177,9 @@ class TextLearner:
         judged = texts.targets[main] != -1
         chances = softmax(logits[main][judged] / self._temperature[main])
         if chances.shape[1]:
-            right = chances.argmax(axis=1) == texts.targets[main][judged]
-            self._threshold = fitted_threshold(chances.max(axis=1), right, PRECISION, THRESHOLD_ERROR_RATE)
+            told, sure = compact.told(main, chances)
+            right = told == texts.targets[main][judged]
+            self._threshold = fitted_threshold(sure, right, PRECISION, THRESHOLD_ERROR_RATE)
 
     def _pseudo(self) -> Pseudo | None:
         """What the model, as it is, is sure of."""
@@ -209,7 +216,9 @@ class TextLearner:
         from pipeline.tasks.text_scores import scores_of
 
         texts = self._texts(examples)
-        return scores_of(examples, self._chances(texts), texts.targets, self._classes)
+        chances, compact = self._chances(texts), self.compact()
+        told = {head: compact.told(head, values)[0] for head, values in chances.items()}
+        return scores_of(examples, chances, texts.targets, self._classes, told)
 
     def _chances(self, texts: Texts) -> dict[str, np.ndarray]:
         logits = self.compact().logits_of(texts.vectors, texts.ngrams)
@@ -227,13 +236,13 @@ class TextLearner:
             found["readings"] = pa.table({
                 "message_id": there["message_id"], "hour": there["hour"],
                 "topic": self._said(there, "topic", chances), "sentiment": self._said(there, "sentiment", chances),
-                "confidence": chances["sentiment"].max(axis=1),
+                "confidence": self.compact().told("sentiment", chances["sentiment"])[1],
             })
         return found
 
     def _said(self, table: pa.Table, head: str, chances: Mapping[str, np.ndarray]) -> pa.Array:
         """What a person has said of each message, or else the model."""
-        names = pa.array(list(self._classes[head])).take(pa.array(chances[head].argmax(axis=1)))
+        names = pa.array(list(self._classes[head])).take(pa.array(self.compact().told(head, chances[head])[0]))
         return pc.coalesce(table[head].combine_chunks(), names)
 
     def _wanted(self, table: pa.Table, head: str, chances: np.ndarray) -> pa.Table:
@@ -257,6 +266,7 @@ class TextLearner:
         return State(self._trainer.arrays() | self._answers.arrays(), {
             "seed": self._seed, "kinds": self._kinds, "sizes": asdict(self._sizes),
             "capacity": self._trainer.network.capacity, "self_training": self._self_training,
+            "balance": self._balance, "counts": self._counts,
             "classes": {head: list(names) for head, names in self._classes.items()},
             "temperature": self._temperature, "threshold": asdict(self._threshold), "learnt": self._learnt,
             "answered": self._answers.notes(), "optimizer": self._methods.optimizer,
@@ -269,8 +279,10 @@ class TextLearner:
         sizes = ClassifierSizes(**{**meta["sizes"], "heads": tuple(meta["sizes"]["heads"])})
         learner = cls(
             seed=meta["seed"], kinds=meta["kinds"], text_dimension=sizes.text_dimension, encoder=encoder,
-            self_training=meta["self_training"], sizes=sizes, capacity=meta["capacity"],
+            self_training=meta["self_training"], balance=meta.get("balance", 0.0), sizes=sizes,
+            capacity=meta["capacity"],
         )
+        learner._counts = {head: dict(meta.get("counts", {}).get(head, {})) for head in meta["kinds"]}
         learner._classes = {
             head: {name: place for place, name in enumerate(names)} for head, names in meta["classes"].items()
         }
@@ -292,7 +304,13 @@ class TextLearner:
                 arrays[f"{head}_{part}"] = np.ascontiguousarray(weights[f"{head}_{part}"][..., : len(classes)])
         answers, arrays["answer_vectors"], arrays["answer_of"] = self._answers.compact()
         names = {head: tuple(classes) for head, classes in self._classes.items()}
-        return CompactTextClassifier(arrays, names, dict(self._temperature), self._threshold, answers)
+        handicaps = {head: self._handicaps(head) for head in names if self._balance}
+        return CompactTextClassifier(arrays, names, dict(self._temperature), self._threshold, answers, handicaps)
+
+    def _handicaps(self, head: str) -> tuple[float, ...]:
+        """`balance` times the log of each class's share of what was learnt, a message more of each (Laplace)."""
+        counts = np.array([self._counts[head].get(name, 0) + 1.0 for name in self._classes[head]])
+        return tuple((self._balance * np.log(counts / max(counts.sum(), 1.0))).tolist())
 
     def package(self, folder: Path) -> Package:
         """Writes the compact arrays and the text encoder below `folder`."""

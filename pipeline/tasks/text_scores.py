@@ -1,8 +1,9 @@
 """What is measured of a text classifier, an example each: is it right, is it right of rare classes, is it honest.
 
-`accuracy`: the share of what a person has said of the example (topic, sentiment) that the model says too.
-`macro_recall`: the same, weighted so that its mean over all examples is the mean over classes of each class's share:
-a class of ten messages counts as much as one of ten thousand. `calibration`: 1 less half of Brier's score, so that a
+`accuracy`: the share of what a person has said of the example (topic, sentiment) that the model finds likeliest too.
+`macro_recall`: the share that it tells too, weighted so that the mean over all examples is the mean over classes of
+each class's share: a class of ten messages counts as much as one of ten thousand. What is told may favour rare classes
+(models/compact_text.py), the likeliest class does not. `calibration`: 1 less half of Brier's score, so that a
 confident error costs more than a doubtful one. A class that the model does not know is told wrongly.
 """
 
@@ -20,7 +21,7 @@ METRICS = ("accuracy", "macro_recall", "calibration")
 
 def scores_of(
     examples: Examples, chances: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray],
-    classes: Mapping[str, Mapping[str, int]],
+    classes: Mapping[str, Mapping[str, int]], told: Mapping[str, np.ndarray] | None = None,
 ) -> Scores:
     """The scores of the examples of which a person has said something.
 
@@ -31,13 +32,16 @@ def scores_of(
         chances: head -> [n, classes] float, what the model says.
         targets: head -> [n] int, what is right; -1: nobody has said, -2: a class that the model does not know.
         classes: head -> name -> place.
+        told: head -> [n] int, the class that the model tells; None: the likeliest.
     """
     heads = list(targets)
     judged = np.any([targets[head] != -1 for head in heads], axis=0)
     said = np.zeros(len(judged))
     sums = {name: np.zeros(len(judged)) for name in METRICS}
     for head in heads:
-        for name, values in _of_head(chances[head], targets[head]).items():
+        likeliest = chances[head].argmax(axis=1) if chances[head].shape[1] else np.zeros(len(judged), np.int64)
+        said_of = likeliest if told is None else told[head]
+        for name, values in _of_head(chances[head], targets[head], likeliest, said_of).items():
             sums[name] += values
         said += targets[head] != -1
     table = examples.table
@@ -54,14 +58,16 @@ def scores_of(
     return Scores(frame[judged].reset_index(drop=True), METRICS)
 
 
-def _of_head(chances: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+def _of_head(
+    chances: np.ndarray, targets: np.ndarray, likeliest: np.ndarray, told: np.ndarray
+) -> dict[str, np.ndarray]:
     """[n] of each metric; 0 where nobody has said."""
     judged, known = targets != -1, targets >= 0
     rows = np.flatnonzero(known)
-    right = np.zeros(len(targets))
+    right, found = np.zeros(len(targets)), np.zeros(len(targets))
     honest = np.where(judged, 0.5, 0.0)
     if chances.shape[1]:
-        right[rows] = chances[rows].argmax(axis=1) == targets[rows]
+        right[rows], found[rows] = likeliest[rows] == targets[rows], told[rows] == targets[rows]
         squares = (chances**2).sum(axis=1)
         of_target = np.zeros(len(targets))
         of_target[rows] = chances[rows, targets[rows]]
@@ -69,7 +75,7 @@ def _of_head(chances: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
     names, counts = np.unique(targets[judged], return_counts=True)
     share = dict(zip(names.tolist(), (counts * len(names) / max(int(judged.sum()), 1)).tolist(), strict=True))
     weights = np.array([1.0 / share[target] if target in share else 0.0 for target in targets.tolist()])
-    return {"accuracy": right, "macro_recall": right * weights, "calibration": honest}
+    return {"accuracy": right, "macro_recall": found * weights, "calibration": honest}
 
 
 def macro_f1(said: np.ndarray, right: np.ndarray) -> float:

@@ -32,11 +32,13 @@ class TextTask:
     Attributes:
         kinds: head -> the column of messages that a person fills; the main head first.
         self_training: whether messages that nobody has labelled teach.
+        balance: how far rare classes are favoured in what is told; see `TextLearner`.
     """
 
     name: str
     kinds: Mapping[str, str]
     self_training: bool
+    balance: float = 0.0
     gate: GateRules
     base_schedule: Schedule
     update_schedule: Schedule
@@ -96,7 +98,7 @@ class TextTask:
 
         return TextLearner(
             seed=seed, kinds=self.kinds, text_dimension=self._texts.dimension, encoder=lambda: self._encoder,
-            self_training=self.self_training,
+            self_training=self.self_training, balance=self.balance,
         )
 
     def restore(self, state: State) -> TextLearner:
