@@ -37,6 +37,7 @@ class DemandSizes:
         text_dimension: length of a projected text vector.
         horizons_days: what is foreseen.
         text_width, category_width, hidden, second: widths.
+        price_weight: of the price head's error in the loss.
     """
 
     features: int
@@ -47,6 +48,7 @@ class DemandSizes:
     category_width: int = 8
     hidden: int = 96
     second: int = 48
+    price_weight: float = PRICE_WEIGHT
 
     def as_json(self) -> dict[str, Any]:
         """JSON's types; `from_json` reads it."""
@@ -159,7 +161,7 @@ class DemandTrainer:
         ])
         by_horizon = batch["counts"] * (squared + batch["volume"] * pinball)
         price = batch["priced"] * tf.square(log_price - batch["log_price"])
-        return tf.reduce_sum(by_horizon, axis=1) + PRICE_WEIGHT * price
+        return tf.reduce_sum(by_horizon, axis=1) + self.network.sizes.price_weight * price
 
 
 def pinball_loss(target: tf.Tensor, quantile: tf.Tensor, share: float) -> tf.Tensor:

@@ -28,7 +28,7 @@ from models.compact_demand import (
     scaled_features,
     usual_in,
 )
-from models.demand import QUANTILES, Demand, DemandSizes, DemandTrainer, weight_shapes
+from models.demand import PRICE_WEIGHT, QUANTILES, Demand, DemandSizes, DemandTrainer, weight_shapes
 from models.price_response import LEFT_OUT, PriceResponse, elasticity_of
 from models.trainer import variables_of
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
@@ -88,16 +88,17 @@ class _HeldOut:
 class DemandLearner:
     """Fulfils `pipeline.tasks.contract.Learner`."""
 
-    def __init__(self, *, seed: int, text_dimension: int) -> None:
+    def __init__(self, *, seed: int, text_dimension: int, price_weight: float = PRICE_WEIGHT) -> None:
         """An untrained network that knows no item.
 
         Args:
             seed: of every random weight.
             text_dimension: length of a text vector.
+            price_weight: of what an item of its text costs in the loss, beside its demand; 0: demand alone.
         """
         self._seed = seed
         kept = min(text_dimension, TEXT_DIMENSION)
-        self._sizes = DemandSizes(len(FEATURES), USUAL_WEEK, kept)
+        self._sizes = DemandSizes(len(FEATURES), USUAL_WEEK, kept, price_weight=price_weight)
         self._projection = np.eye(text_dimension, kept, dtype=np.float32)
         self._items = DemandItems(kept)
         self._response = PriceResponse()
@@ -286,7 +287,10 @@ class DemandLearner:
     @classmethod
     def restore(cls, state: State) -> DemandLearner:
         """The learner that `state` was taken from, bit for bit."""
-        learner = cls(seed=state.meta["seed"], text_dimension=state.meta["text_dimension"])
+        learner = cls(
+            seed=state.meta["seed"], text_dimension=state.meta["text_dimension"],
+            price_weight=state.meta["sizes"].get("price_weight", PRICE_WEIGHT),  # older versions name none
+        )
         learner._volume = state.meta["volume"]
         learner._projection, learner._mean, learner._scale = (
             np.array(state.arrays[name]) for name in ("projection", "feature_mean", "feature_scale")

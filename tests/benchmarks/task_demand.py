@@ -5,7 +5,8 @@ weeks and then updated each week, through the task's own lessons (pipeline/lesso
 the items that sold in each of the four weeks before: WAPE of the median over all of them and all weeks. The rivals
 foresee the same items: last week again (seasonal naive), the mean of four weeks (moving average), and scikit-learn's
 HistGradientBoostingRegressor on the same features, fitted anew for each week to the same examples, once by squared and
-once by absolute error of log1p units; the best of them counts.
+once by absolute error of log1p units; the best of them counts. Beside them the same learner that learns no prices, which says
+what demand gains or loses by the network's second head.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ PROTOCOL = (
 )
 END = datetime(2011, 12, 10, tzinfo=UTC)
 WEEKS = 10
+_OURS = ("seed", "no prices")  # how the learners' names begin
 _TREE_EXAMPLES = 40_000  # of 350,000: five seconds a fit instead of a minute, WAPE within 0.003
 
 
@@ -107,25 +109,29 @@ class Weeks:
     def measure(self) -> dict[str, float]:
         """All seeds and rivals."""
         from pipeline.lesson import lesson_of_change, lesson_of_everything
+        from pipeline.tasks.demand_learner import DemandLearner
 
         lesson = lesson_of_everything(self.task, self.tables[0], None, None)
-        learners = [self.task.learner(seed) for seed in SEEDS]
+        learners = {f"seed {seed}": self.task.learner(seed) for seed in SEEDS}
+        dimension = learners["seed 0"].state().meta["text_dimension"]
+        for seed in SEEDS:
+            learners[f"no prices {seed}"] = DemandLearner(seed=seed, text_dimension=dimension, price_weight=0.0)
         learnt = together(lesson.new, lesson.tune, lesson.gate)
         errors: dict[str, list[float]] = {}
         inside: list[float] = []
         units = 0.0
         for week, origin in enumerate(self.origins):
-            for place, learner in enumerate(learners):
+            for name, learner in learners.items():
                 learner.grow(lesson.context, lesson.new)
                 schedule = self.task.base_schedule if not week else self.task.update_schedule
-                learners[place] = fine_tune(
-                    learner, self.task.restore, lesson.train, lesson.tune, schedule, seed=SEEDS[place]
-                ).learner
+                learners[name] = fine_tune(
+                    learner, self.task.restore, lesson.train, lesson.tune, schedule, seed=int(name.split()[-1])
+                ).learner  # type: ignore[assignment]
             items, features, truth = self._judged(week, day_of(origin))
             units += truth.sum()
-            answers = {f"seed {place}": served(learner, items, features) for place, learner in enumerate(learners)}
+            answers = {name: served(learner, items, features) for name, learner in learners.items()}
             inside.append(float(np.mean([
-                (one[:, 1] <= truth) & (truth <= one[:, 3]) for one in answers.values()
+                (one[:, 1] <= truth) & (truth <= one[:, 3]) for name, one in answers.items() if name.startswith("seed")
             ])))
             forecasts = {name: one[:, 2] for name, one in answers.items()} | {
                 "seasonal naive": np.expm1(features[:, UNITS_7]), "moving average": np.expm1(features[:, UNITS_28]) / 4,
@@ -192,9 +198,12 @@ def trees(learnt: Examples, features: np.ndarray) -> Mapping[str, np.ndarray]:
 
 
 def _figures(wapes: Mapping[str, float], inside: Sequence[float]) -> dict[str, float]:
-    ours = float(np.mean([value for name, value in wapes.items() if name.startswith("seed")]))
-    rivals = {name: value for name, value in wapes.items() if not name.startswith("seed")}
+    ours, without_prices = (
+        float(np.mean([value for name, value in wapes.items() if name.startswith(kind)])) for kind in _OURS
+    )
+    rivals = {name: value for name, value in wapes.items() if not name.startswith(_OURS)}
     return {
-        "wape": ours, "wape_vs_best_baseline": ours / min(rivals.values()), "coverage_80": float(np.mean(inside)),
+        "wape": ours, "wape_without_price_head": without_prices,
+        "wape_vs_best_baseline": ours / min(rivals.values()), "coverage_80": float(np.mean(inside)),
         **{f"wape_{name.replace(', ', '_').replace(' ', '_')}": value for name, value in rivals.items()},
     }
