@@ -5,7 +5,7 @@ weeks and then updated each week, through the task's own lessons (pipeline/lesso
 the items that sold in each of the four weeks before: WAPE of the median over all of them and all weeks. The rivals
 foresee the same items: last week again (seasonal naive), the mean of four weeks (moving average), and scikit-learn's
 HistGradientBoostingRegressor on the same features, fitted anew for each week to the same examples, once by squared and
-once by absolute error of log1p units; the best of them counts. Beside them the same learner that learns no prices, which says
+once by absolute error of log1p units; the best of them counts. Beside them the same learner that learns no prices:
 what demand gains or loses by the network's second head.
 """
 
