@@ -29,6 +29,7 @@ ROWS = {
 TASK_ROWS = {
     "demand.wape": ("Online Retail, items that sell every week, ten weeks: WAPE of the week ahead", "{:.3f}", ""),
     "demand.wape_vs_best_baseline": ("… beside the best rival (trees on the same features)", "{:.3f} ×", "≤ 0.90"),
+    "demand.wape_without_price_head": ("… of the same network that learns no prices", "{:.3f}", ""),
     "demand.wape_moving_average": ("… of the mean of the last four weeks", "{:.3f}", ""),
     "demand.wape_seasonal_naive": ("… of the last week again", "{:.3f}", ""),
     "demand.coverage_80": ("… share of the truths in the 80 % interval", "{:.3f}", "0.78 to 0.82"),
@@ -48,6 +49,9 @@ MESSAGES_ROWS = {
     "support.answered_precision": ("… of those right", "{:.3f}", "≥ 0.95"),
     "support.tfidf_accuracy": ("… TF-IDF with logistic regression on all at once", "{:.3f}", ""),
     "sentiment.f1_gap": ("clothing reviews, a tenth labelled: points of macro-F1 below all labels", "{:.1f}", "≤ 2"),
+    "sentiment.f1_tenth": ("… a tenth labelled: macro-F1 of rating and recommendation, one network", "{:.1f}", ""),
+    "sentiment.f1_tenth_heads_apart": ("… a network for each of the two", "{:.1f}", ""),
+    "sentiment.heads_apart_cost": ("… CPU-seconds of two networks beside one", "{:.2f} ×", ""),
     "sentiment.false_alarms_per_year": ("surge alert, simulated: false alarms a year", "{:.2f}", "≤ 1"),
     "sentiment.windows_to_alarm": ("… windows until a doubled share is found, 100 messages an hour", "{:.1f}", "≤ 3"),
     "sentiment.windows_to_alarm_30": ("… 30 messages an hour", "{:.1f}", ""),
