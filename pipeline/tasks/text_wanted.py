@@ -4,6 +4,9 @@ Those it is least sure of (smallest margin between the two likeliest classes: Sc
 unlike each other, because twenty copies of one open question teach as much as one: messages are drawn as k-means++
 chooses its centres, each next one with a chance that grows with its uncertainty and its squared distance from those
 that are chosen (in the manner of BADGE: Ash et al., ICLR 2020, whose gradient embeddings join the same two).
+
+On the clothing reviews, whose ratings people disagree on, a tenth that is asked for so teaches no more than a tenth by
+chance (59.8 and 60.6 macro-F1, one seed).
 """
 
 from __future__ import annotations
