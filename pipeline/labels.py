@@ -3,7 +3,7 @@
     python -m pipeline.labels export wanted.csv     # fill in the column `value`
     python -m pipeline.labels import wanted.csv
 
-Each update names the messages whose label would teach its task most (table `labels_wanted`). What comes in is kept in
+Each update names the messages that its task is least sure of (table `labels_wanted`). What comes in is kept in
 the table `labels`, which nothing rewrites, and put into the messages at once: to an update a label is a row that
 changed, so the next one learns it. Ingest puts it on again when an hour is backfilled, because landing files do not
 know it. A label is checked by the rules of `expectations/messages.json`, like everything that lands.

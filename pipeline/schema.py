@@ -264,7 +264,7 @@ LABELS_SCHEMA = pa.schema(  # append-only: what people said of messages after th
     ]
 )
 
-LABELS_WANTED_SCHEMA = pa.schema(  # append-only: messages of which a person's word would teach a model most
+LABELS_WANTED_SCHEMA = pa.schema(  # append-only: messages that a model is least sure of
     [
         pa.field("task", pa.string(), nullable=False),
         pa.field("version", pa.int64(), nullable=False),  # the model version whose job named it

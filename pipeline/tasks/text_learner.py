@@ -233,16 +233,18 @@ class TextLearner:
         chances = self._chances(self._texts(Examples(there)))
         found = {"labels_wanted": self._wanted(there, main, chances[main])}
         if {"sentiment", "topic"} <= set(self._kinds):
+            compact = self.compact()
+            told = {head: compact.told(head, values) for head, values in chances.items()}
             found["readings"] = pa.table({
                 "message_id": there["message_id"], "hour": there["hour"],
-                "topic": self._said(there, "topic", chances), "sentiment": self._said(there, "sentiment", chances),
-                "confidence": self.compact().told("sentiment", chances["sentiment"])[1],
+                **{head: self._said(there, head, told[head][0]) for head in ("topic", "sentiment")},
+                "confidence": told["sentiment"][1],
             })
         return found
 
-    def _said(self, table: pa.Table, head: str, chances: Mapping[str, np.ndarray]) -> pa.Array:
+    def _said(self, table: pa.Table, head: str, told: np.ndarray) -> pa.Array:
         """What a person has said of each message, or else the model."""
-        names = pa.array(list(self._classes[head])).take(pa.array(self.compact().told(head, chances[head])[0]))
+        names = pa.array(list(self._classes[head])).take(pa.array(told))
         return pc.coalesce(table[head].combine_chunks(), names)
 
     def _wanted(self, table: pa.Table, head: str, chances: np.ndarray) -> pa.Table:
