@@ -1,15 +1,16 @@
 """Poisoned hours through the door, the learner and the gate of a small shop: where each stops, to results/POISON.md.
 
-Every kind of poison meets the same shop with the same champion, in a copy of its own. Four hours come poisoned and are
-learnt by one update. What is served in the end is judged on the next hours, which are clean: beside the model that
-learnt the same four hours as they should have been. A poison does harm where its model is served and is worse than
-that by more than the gate's margin.
+On each of three simulated shops every kind of poison meets the same champion, in a copy of its own. Four hours come
+poisoned and are learnt by one update. What is served in the end is judged on the next hours, which are clean: beside
+the model that learnt the same four hours as they should have been. A poison does harm where its model is served and is
+worse than that by more than the gate's margin.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from tests.benchmarks.poisons import POISONS, Hour, Poison, clean
 from tests.small_shop import settings_of
 
 PAGE = Path(__file__).with_name("results") / "POISON.md"
-SEED = 3
+SEEDS = (3, 4, 5)
 POISONED_HOURS, LATER_HOURS = 4, 8
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 TASK = "recommend"
@@ -209,41 +210,64 @@ def _loss(scores: Scores, control: Scores) -> float:
 
 
 def measure() -> Measured:
-    """All kinds, with their page."""
+    """All kinds on all shops, with their page."""
+    fates: dict[str, list[Fate]] = {kind: [] for kind in POISONS}
+    for seed in SEEDS:
+        for fate in _fates_on(seed):
+            fates[fate.kind].append(fate)
+            print(f"shop {seed}: {fate}", flush=True)
+    _write_page(fates)
+    every = [fate for some in fates.values() for fate in some]
+    figures = {
+        "poison.kinds": float(len(fates)), "poison.tried": float(len(every)),
+        "poison.served": float(sum(fate.harms for fate in every)),
+        "poison.worst_loss_served": max((fate.loss for fate in every if fate.loss is not None), default=0.0),
+    }
+    protocol = (
+        f"each kind on {len(SEEDS)} shops: {POISONED_HOURS} hours of a simulated shop (1,200 users, 300 items) through "
+        f"ingest, update and gate; served: promoted and on the next {LATER_HOURS} clean hours more than the margin "
+        "below the model that learnt the hours clean; POISON.md"
+    )
+    return Measured(figures, SEEDS, protocol)
+
+
+def _fates_on(seed: int) -> Iterator[Fate]:
+    """What becomes of each kind on one shop."""
     with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
-        laboratory = Laboratory.built(Path(folder), SEED)
+        laboratory = Laboratory.built(Path(folder), seed)
         _, control = laboratory.run("clean hours", clean, 0, None)
         if control is None:
-            raise RuntimeError("The clean hours must be promoted before poison can be judged; they were not.")
-        fates = []
+            raise RuntimeError(f"Shop {seed}'s clean hours were not promoted: there is nothing to judge poison by.")
         for place, (kind, poison) in enumerate(POISONS.items(), 1):
             fate, _ = laboratory.run(kind, poison, place, control)
-            fates.append(fate)
-            print(fate, flush=True)
+            yield fate
             shutil.rmtree(laboratory.scratch / f"kind-{place}")
-    _write_page(fates)
-    figures = {"poison.tried": float(len(fates)), "poison.served": float(sum(fate.harms for fate in fates))}
-    protocol = (
-        f"each kind: {POISONED_HOURS} hours of a simulated shop (1,200 users, 300 items) through ingest, update and "
-        f"gate; served: promoted and on the next {LATER_HOURS} clean hours more than the margin below the model that "
-        "learnt the hours clean; POISON.md"
-    )
-    return Measured(figures, (SEED,), protocol)
 
 
-def _write_page(fates: list[Fate]) -> None:
-    lines = [
-        f"| {fate.kind} | {fate.stopped or f'served, loss {fate.loss:+.1%}'} | {fate.seen} |" for fate in fates
-    ]
+def _write_page(fates: Mapping[str, Sequence[Fate]]) -> None:
+    lines = [f"| {kind} | {_where(some)} | {some[0].seen} |" for kind, some in fates.items()]
     PAGE.write_text(f"""# Poisoned hours, and where they stop
 
-Made by `make bench-trust PARTS=poison`: {POISONED_HOURS} hours of a simulated shop are poisoned at the source and go
-through the door, one update and the gate, each kind in a copy of the same shop. *quality check* names the critical
-expectation that kept the windows from being published; *gate* means learnt, and not served; *served* is followed by
-the loss on the next {LATER_HOURS} clean hours beside the model that learnt the same hours as they should have been
-(relative, Recall@20; the margin is {_margin():.0%}).
+Made by `make bench-trust PARTS=poison`: {POISONED_HOURS} hours of each of {len(SEEDS)} simulated shops are poisoned at
+the source and go through the door, one update and the gate, each kind in a copy of the same shop. *quality check*
+names the critical expectation that kept the windows from being published; *gate* means learnt, and not served;
+*served* is followed by the loss on the next {LATER_HOURS} clean hours beside the model that learnt the same hours as
+they should have been (relative, Recall@20; the margin is {_margin():.0%}). What was said is of the first shop.
 
 | what went wrong | where it stopped | what was said |
 |---|---|---|
 {chr(10).join(lines)}
 """)
+
+
+def _where(fates: Sequence[Fate]) -> str:
+    """Where a kind stopped on all shops, each place once."""
+    places: dict[str, list[Fate]] = {}
+    for fate in fates:
+        places.setdefault(fate.stopped or "served", []).append(fate)
+    said = []
+    for place, some in places.items():
+        losses = [f"{fate.loss:+.1%}" for fate in some if fate.loss is not None]
+        count = f" ({len(some)} of {len(fates)})" if len(places) > 1 else ""
+        said.append(place + (f", loss {', '.join(losses)}" if losses else "") + count)
+    return "; ".join(said)
