@@ -5,8 +5,9 @@ shopper are not independent, so three things must hold of a column before it cou
 share that matters (total variation distance), by more than the reference's own days differ, and by more than chance:
 a chi-squared statistic whose overdispersion is told by the reference's days (the quasi-likelihood F test of McCullagh
 and Nelder 1989, section 4.5), each column's moderated by the others' (Smyth 2004, Statistical Applications in Genetics
-and Molecular Biology 3(1), because a few days of a column with two bins tell little), corrected for the number of
-columns (Holm 1979).
+and Molecular Biology 3(1), because a few days of a column with two bins tell little). Of a column whose bins are
+numbered, the mean bin is tested besides, with one degree of freedom: prices in another currency move every bin a little
+and their mean a lot. All tests of a day are corrected for their number (Holm 1979).
 
 Quality is followed by the Page-Hinkley test (Page 1954), river's, on the hourly gain over the plain baseline: an hour
 that is hard for everyone leaves the gain as it is.
@@ -14,7 +15,7 @@ that is hard for everyone leaves the gain as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median_low
@@ -38,6 +39,9 @@ LEAST_REFERENCES = 3
 # The overdispersion of the middle column counts as so many degrees of freedom of each: four days of a column with
 # five bins, which is where a column's own begins to be known.
 _PRIOR_FREEDOM = 12
+
+# Of fewer numbered bins the shape says as much as the level does.
+_LEVELS = 3
 
 # By how much more than the reference's own days differ at most from each other. A day is compared with all reference
 # days together, each of those with the others only, so a plain 1 would be exceeded by chance once in five days.
@@ -81,14 +85,20 @@ def shifts(recent: Counts, references: Sequence[Counts]) -> list[Shift]:
         recent: column -> bin -> rows of the newest span.
         references: the same of as many earlier spans of the same hours.
     """
-    recent, references = _with_missing(recent), [_with_missing(one) for one in references]
+    gaps = {column for column, bins in recent.items() if len(bins) > 1 and MISSING in bins}
+    recent, references = _with_missing(recent, gaps), [_with_missing(one, gaps) for one in references]
     found = []
     for column, bins in recent.items():
         before = [one[column] for one in references if sum(one.get(column, {}).values()) >= LEAST_ROWS]
         if sum(bins.values()) >= LEAST_ROWS and len(before) >= LEAST_REFERENCES:
             found.append((column, *_binned([bins, *before])))
-    p_values = holm(_chances([_Chance.of(table[0], table[1:]) for _, _, table in found]))
-    moved = [_shift(*one, p) for one, p in zip(found, p_values, strict=True)]
+    of_shape = _chances([_Chance.of(table[0], table[1:]) for _, _, table in found])
+    levels = {place: _Chance.of_level(names, table) for place, (_, names, table) in enumerate(found)}
+    levels = {place: one for place, one in levels.items() if one.moved_freedom}
+    p_values = holm([*of_shape, *_chances(list(levels.values()))])
+    for place, p in zip(levels, p_values[len(found):], strict=True):
+        p_values[place] = min(p_values[place], p)
+    moved = [_shift(*one, p) for one, p in zip(found, p_values[: len(found)], strict=True)]
     return sorted(moved, key=lambda one: -one.share)
 
 
@@ -149,16 +159,35 @@ class _Chance:
     @classmethod
     def of(cls, now: np.ndarray, before: np.ndarray) -> _Chance:
         pooled = before.sum(axis=0)
-        enough = pooled / pooled.sum() * now.sum() >= _LEAST_EXPECTED
+        every = now + pooled  # where nothing changed, the newest day tells a bin's share too: one that is new in it
+        enough = every / every.sum() * now.sum() >= _LEAST_EXPECTED
         if not enough.all():
             now, before = _merged(now, enough), np.array([_merged(one, enough) for one in before])
+            now, before = (one[..., (now + before.sum(axis=0)) > 0] for one in (now, before))
             pooled = before.sum(axis=0)
-        bins = int((pooled > 0).sum()) if pooled.all() else 1
-        if bins < 2:
+        if len(now) < 2:
             return cls(0.0, 0, 0.0, 0)
+        known = before[:, pooled > 0]
         return cls(
-            _chi_squared(np.array([now, pooled])), bins - 1, _chi_squared(before), (len(before) - 1) * (bins - 1)
+            _chi_squared(np.array([now, pooled])), len(now) - 1,
+            _chi_squared(known), (len(before) - 1) * (known.shape[1] - 1),
         )
+
+    @classmethod
+    def of_level(cls, names: Sequence[str], table: np.ndarray) -> _Chance:
+        """Of the mean of numbered bins alone: a level that moved by a bin is spread over all of them otherwise."""
+        numbers = np.array([_number(name) for name in names])
+        table, numbers = table[:, ~np.isnan(numbers)], numbers[~np.isnan(numbers)]
+        rows = table.sum(axis=1)
+        if len(numbers) < _LEVELS or rows.min() < LEAST_ROWS:
+            return cls(0.0, 0, 0.0, 0)
+        means = table @ numbers / rows
+        pooled = rows[1:] @ means[1:] / rows[1:].sum()
+        scatter = table[1:].sum(axis=0) @ (numbers - pooled) ** 2 / rows[1:].sum()
+        if not scatter:
+            return cls(0.0, 0, 0.0, 0)
+        moved = (means[0] - pooled) ** 2 / (1.0 / rows[0] + 1.0 / rows[1:].sum())
+        return cls(moved / scatter, 1, rows[1:] @ (means[1:] - pooled) ** 2 / scatter, len(table) - 2)
 
 
 def _chances(columns: Sequence[_Chance]) -> list[float]:
@@ -187,14 +216,21 @@ def _chi_squared(table: np.ndarray) -> float:
     return float(((table - expected) ** 2 / expected).sum())
 
 
-def _with_missing(counts: Counts) -> dict[str, Mapping[str, int]]:
-    """The columns, and for each that has nulls its share of them as a column of its own."""
+def _with_missing(counts: Counts, gaps: Set[str]) -> dict[str, Mapping[str, int]]:
+    """The columns, and of those with `gaps` the share of nulls as a column of its own."""
     found: dict[str, Mapping[str, int]] = dict(counts)
-    for column, bins in counts.items():
-        if len(bins) > 1 and MISSING in bins:
-            missing = bins[MISSING]
-            found[f"{column} {MISSING}"] = {MISSING: missing, "there": sum(bins.values()) - missing}
+    for column in gaps & counts.keys():
+        missing = counts[column].get(MISSING, 0)
+        found[f"{column} {MISSING}"] = {MISSING: missing, "there": sum(counts[column].values()) - missing}
     return found
+
+
+def _number(name: str) -> float:
+    """A numbered bin's number, NaN for a name."""
+    try:
+        return float(int(name))
+    except ValueError:
+        return float("nan")
 
 
 # -- quality ----------------------------------------------------------------------------------------------------

@@ -80,6 +80,37 @@ def test_nulls_are_a_column_of_their_own() -> None:
     assert found["kind missing"].exceeds(0.10) and found["kind missing"].grew[0] == "missing"
 
 
+def test_nulls_that_never_were_there_before_are_named() -> None:
+    generator = np.random.default_rng(6)
+    before = [day(generator, {"3": 0.5, "4": 0.5}) for _ in range(4)]
+    found = {one.column: one for one in shifts(day(generator, {"3": 0.4, "4": 0.4, "missing": 0.2}), before)}
+    assert found["kind missing"].exceeds(0.10) and found["kind missing"].grew[0] == "missing"
+    assert found["kind missing"].usual == 0.0
+
+
+def test_a_name_that_never_was_there_before_is_named() -> None:
+    generator = np.random.default_rng(7)
+    (found,) = shifts(day(generator, {**SHOP, "wish": 0.2}), [day(generator, SHOP) for _ in range(4)])
+    assert found.exceeds(0.10) and found.grew[0] == "wish" and found.grew[1] == 0.0
+
+
+def test_a_level_that_moved_is_seen_where_every_bin_moves_a_little() -> None:
+    """Prices a third higher, bins of half octaves: numbered they are seen far more often than by their names alone."""
+    generator = np.random.default_rng(8)
+    centre = np.arange(12)
+    shares = [np.exp(-(((centre - middle) / 2.5) ** 2) / 2) for middle in (5.0, 5.0, 5.0, 5.0, 5.8)]
+    seen = {"numbered": 0, "named": 0}
+    for _ in range(50):
+        *before, moved = (
+            day(generator, dict(zip(map(str, centre), share / share.sum(), strict=True)), 700, 500.0)
+            for share in shares
+        )
+        named = [{"kind": {f"n{name}": rows for name, rows in one["kind"].items()}} for one in (*before, moved)]
+        seen["numbered"] += shifts(moved, before)[0].p_value <= 0.001
+        seen["named"] += shifts(named[-1], named[:-1])[0].p_value <= 0.001
+    assert seen["numbered"] >= 40 and seen["named"] <= 20, seen
+
+
 # --- quality ---
 
 
