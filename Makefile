@@ -68,7 +68,7 @@ bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_
 bench-serving: setup ## Measure the compact form, server and batches (PARTS="compact server batch"); writes results/serving.json
 	$(RUN) tests.benchmarks.bench_serving $(PARTS)
 
-bench-beyond: setup ## Measure what goes beyond one machine (PARTS="workers celery spark"); adds to results/serving.json
+bench-beyond: setup ## Measure what goes beyond one machine (PARTS="workers celery spark checks"); adds to results/serving.json
 	$(RUN) tests.benchmarks.bench_beyond $(PARTS)
 
 bench-trust: setup ## Measure how far the loop can be trusted (PARTS="gate faults …"; KILLS=200 DAYS=14 TASK=recommend); writes results/trust.json

@@ -47,6 +47,10 @@ _LEVELS = 3
 # days together, each of those with the others only, so a plain 1 would be exceeded by chance once in five days.
 TIMES_USUAL = 1.5
 
+# A third of the purchases lost is 6 % of the simulated shop's rows, four to seven times as far as its days differ. Of
+# what moved by 5 % with nothing wrong, nothing moved by more than 2.8 times that (108 looks at two shops).
+TIMES_STEADY = 4.0
+
 # The chance of a column to be called drifted where nothing is, for all columns of a day together: a day is the
 # independent unit (its 24 looks share rows), so this is one false alarm in a thousand days by chance alone.
 ERROR_RATE = 0.001
@@ -74,8 +78,12 @@ class Shift:
     rows: int
 
     def exceeds(self, share: float) -> bool:
-        """Whether it moved by at least `share`, by more than usual, and by more than chance."""
-        return self.p_value <= ERROR_RATE and self.share >= max(share, TIMES_USUAL * self.usual)
+        """Whether it moved by at least `share`, by more than usual, and by more than chance.
+
+        Where that is far more than usual, half of the share is enough.
+        """
+        least = share / 2 if self.share >= TIMES_STEADY * self.usual else share
+        return self.p_value <= ERROR_RATE and self.share >= max(least, TIMES_USUAL * self.usual)
 
 
 def shifts(recent: Counts, references: Sequence[Counts]) -> list[Shift]:

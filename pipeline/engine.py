@@ -45,15 +45,23 @@ def connected(engine: str) -> Any:
     """
     if engine == "duckdb":
         return duckdb_connection()
+    return ibis.pyspark.connect(spark_session())  # which sets the session's time zone to UTC
+
+
+def spark_session() -> Any:
+    """The process' Spark session, started where there is none.
+
+    Raises:
+        EngineMissing: there is no PySpark.
+    """
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise EngineMissing(
-            "EVERGREEN_ENGINE=spark needs PySpark, and Java 17 or newer; install it with: "
+            "EVERGREEN_ENGINE=spark and EVERGREEN_SPARK_ROWS need PySpark, and Java 17 or newer; install it with: "
             "uv pip install --constraint requirements.lock 'pyspark>=4.3,<5'"
         ) from error
-    session = SparkSession.builder.appName("evergreen").getOrCreate()
-    return ibis.pyspark.connect(session)  # which sets the session's time zone to UTC
+    return SparkSession.builder.appName("evergreen").getOrCreate()
 
 
 def is_spark(connection: Any) -> bool:

@@ -260,7 +260,10 @@ class _Door:
         def verdict(some: pa.Table, *, of_copies: bool = False) -> Checked:
             given = [some[name].combine_chunks() for name in ("unknown", "user_width")]
             unknown, widths = given if self.feed.name == "events" else (None, None)
-            return check(self.feed, some, facts, self.settings.absent_columns, unknown, widths, of_copies=of_copies)
+            return check(
+                self.feed, some, facts, self.settings.absent_columns, unknown, widths, of_copies=of_copies,
+                spark_rows=self.settings.spark_rows,
+            )
 
         checked = verdict(firsts)
         good, copies, more = usable_copies(

@@ -51,6 +51,8 @@ class Settings:
         seed: seed of everything drawn at random (`EVERGREEN_SEED`).
         engine: what runs table work over long history (`EVERGREEN_ENGINE`): `duckdb` or `spark`; see
             pipeline/engine.py.
+        spark_rows: Great Expectations judges a window's rows on Spark from so many on (`EVERGREEN_SPARK_ROWS`, at
+            least 1); None: always on pandas. See pipeline/judging_on_spark.py.
         workers: processes that make a retrain's steps together (`EVERGREEN_WORKERS`); see pipeline/workers.py.
         encoder: the text encoder's preset (`EVERGREEN_ENCODER`): `minilm`, a folder, or any KerasHub
             or Hugging Face preset of a BERT-like encoder.
@@ -77,6 +79,7 @@ class Settings:
     expected_feeds: tuple[str, ...] = ("events",)
     seed: int = 20260101
     engine: str = "duckdb"
+    spark_rows: int | None = None
     workers: int = 1
     encoder: str = "minilm"
     schedule_end: datetime | None = None
@@ -99,6 +102,8 @@ class Settings:
             )
         if self.engine not in ENGINES:
             raise SettingsError(f"EVERGREEN_ENGINE must be {' or '.join(ENGINES)}; received {self.engine!r}.")
+        if self.spark_rows is not None and self.spark_rows < 1:
+            raise SettingsError(f"EVERGREEN_SPARK_ROWS must be at least 1; received {self.spark_rows}.")
         if self.workers < 1:
             raise SettingsError(f"EVERGREEN_WORKERS must be at least 1; received {self.workers}.")
         if self.pages_days < 1:
@@ -126,6 +131,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if environment is None else environment
     home = Path(env.get("EVERGREEN_HOME", REPOSITORY / ".evergreen")).resolve()
     tasks = _words(env.get("EVERGREEN_TASKS", "recommend").replace(" ", ","))  # make run TASKS="recommend demand"
+    spark_rows = env.get("EVERGREEN_SPARK_ROWS")
     return Settings(
         home=home,
         landing=env.get("EVERGREEN_LANDING", str(home / "landing")),
@@ -142,6 +148,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         expected_feeds=_words(env.get("EVERGREEN_EXPECTED_FEEDS", "events")),
         seed=_whole("EVERGREEN_SEED", env.get("EVERGREEN_SEED", "20260101")),
         engine=env.get("EVERGREEN_ENGINE", "duckdb"),
+        spark_rows=_whole("EVERGREEN_SPARK_ROWS", spark_rows) if spark_rows else None,
         workers=_whole("EVERGREEN_WORKERS", env.get("EVERGREEN_WORKERS", "1")),
         encoder=env.get("EVERGREEN_ENCODER", "minilm"),
         schedule_end=_hour("EVERGREEN_SCHEDULE_END", env.get("EVERGREEN_SCHEDULE_END")),

@@ -65,6 +65,15 @@ def test_a_small_change_of_many_rows_is_certain_and_still_no_drift() -> None:
     assert found.p_value < 1e-6 and not found.exceeds(0.10)
 
 
+def test_where_days_hardly_differ_half_of_the_share_is_enough() -> None:
+    generator = np.random.default_rng(9)
+    steady = [day(generator, SHOP, rows=40_000, spread=40_000) for _ in range(4)]
+    restless = [day(generator, {**SHOP, "view": 0.55 + d, "cart": 0.2 - d}, 40_000) for d in (-0.02, 0.02, -0.01, 0.01)]
+    moved = day(generator, {**SHOP, "view": 0.48, "cart": 0.27}, rows=40_000, spread=40_000)
+    assert 0.05 < shifts(moved, steady)[0].share < 0.10
+    assert shifts(moved, steady)[0].exceeds(0.10) and not shifts(moved, restless)[0].exceeds(0.10)
+
+
 def test_too_few_rows_or_days_are_not_judged() -> None:
     generator = np.random.default_rng(4)
     before = [day(generator, SHOP) for _ in range(4)]

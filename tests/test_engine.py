@@ -22,7 +22,7 @@ from pipeline.tasks import demand_series, known_items, recommend_examples
 from tests.small_shop import publish_hours, settings_of, small_shop
 
 HOURS = 60
-_SMALL = "--conf spark.ui.enabled=false --conf spark.sql.shuffle.partitions=4"
+SMALL = "--conf spark.ui.enabled=false --conf spark.sql.shuffle.partitions=4"
 SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
 
 WORK: dict[str, Callable[[Snapshot], pa.Table | pd.DataFrame | pd.Series]] = {
@@ -69,7 +69,7 @@ def test_spark_gives_the_same_rows_as_duckdb(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(recommend_examples, "_FEW_USERS", 0)  # so that Spark has work in a shop as small as this
     monkeypatch.setattr(known_items, "_MOST_IDS_IN_FILTER", 0)
     monkeypatch.setattr(demand_series, "_MOST_IDS_IN_FILTER", 0)
-    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", f"--master local[2] {_SMALL} pyspark-shell")
+    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", f"--master local[2] {SMALL} pyspark-shell")
     settings = settings_of(tmp_path)
     publish_hours(settings, small_shop(history_days=2, history_events=3_000), 0, HOURS)
     lakes = [Lake(settings.lake, file_locks(tmp_path / "locks"), engine=engine) for engine in ("duckdb", "spark")]

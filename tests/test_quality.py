@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipeline import quality
+from pipeline import judging, quality
 from pipeline.quality import WINDOW_FACTS, Checked, SuiteError, WindowStopped, check, read_suites
 from pipeline.schema import FEEDS
 from pipeline.window import Window
@@ -467,13 +467,14 @@ def test_the_check_prints_and_logs_nothing(capfd: pytest.CaptureFixture[str], ca
 
 def test_judged_frames_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[weakref.ref[pd.DataFrame]] = []
-    judge = quality._judge
+    judge = judging.judge
 
     def watched(rules: Any, frame: pd.DataFrame) -> Any:
         frames.append(weakref.ref(frame))
         return judge(rules, frame)
 
-    monkeypatch.setattr(quality, "_judge", watched)
+    monkeypatch.setattr(judging, "judge", watched)
+    monkeypatch.setattr(quality, "judge", watched)
     for _ in range(3):
         checked("events", VIEW)
     gc.collect()
@@ -499,7 +500,7 @@ def test_each_different_row_is_judged_once_and_stands_for_all_like_it(kinds: int
         "other": pa.array([float(n) for n in draw.integers(0, kinds, 1000)]),
     }
     coded = {name: column.dictionary_encode(null_encoding="encode") for name, column in columns.items()}
-    chosen, place = quality._different(coded)
+    chosen, place = judging._different(coded)
     rows = {name: coded[name].dictionary.take(chosen[name]).to_pylist() for name in coded}
     pairs = list(zip(rows["one"], rows["other"], strict=True))
     assert len(set(pairs)) == len(pairs)

@@ -127,8 +127,8 @@ def test_a_condition_is_raised_at_one_level_and_settled_at_another() -> None:
      {"refused_in_a_row": 2, "decisions": ({"reasons": '["why"]'},)}),
     ("quality-fell", {"fall": Fall(NOW, 0.10, 0.07, 0.9)}, {"fall": Fall(NOW, 0.10, 0.08, 0.9)}),
     ("unknown-items", {"unknown_share": 0.11}, {"unknown_share": 0.06}),
-    ("answers-drift", {"answers": (Shift("category", 0.11, 0.02, 0.0, ("a", 0, 0), ("b", 0, 0), 900),)},
-     {"answers": (Shift("category", 0.08, 0.02, 0.0, ("a", 0, 0), ("b", 0, 0), 900),)}),
+    ("answers-drift", {"answers": (Shift("category", 0.11, 0.04, 0.0, ("a", 0, 0), ("b", 0, 0), 900),)},
+     {"answers": (Shift("category", 0.08, 0.04, 0.0, ("a", 0, 0), ("b", 0, 0), 900),)}),
 ])
 def test_a_value_between_both_levels_raises_nothing_and_settles_nothing(
     name: str, state: dict, trembling: dict

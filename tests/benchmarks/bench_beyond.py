@@ -1,6 +1,6 @@
 """Beyond one machine in figures, written to results/serving.json: `make bench-beyond PARTS="workers celery spark"`.
 
-`celery` and `spark` are told of in beyond_celery.py and beyond_spark.py.
+`celery` is told of in beyond_celery.py, `spark` and a further part, `checks`, in beyond_spark.py.
 
 `workers2`: one retrain's lesson is trained by one process and by two, from the same learner; the figure is the largest
 difference between any two of their weights, item rows, moments and counters included, after one pass. Once over a small
@@ -30,7 +30,7 @@ from pipeline.training import Trained
 from pipeline.workers import train_with
 from tests.benchmarks.bench_serving import write
 from tests.benchmarks.beyond_celery import measure_celery
-from tests.benchmarks.beyond_spark import measure_spark
+from tests.benchmarks.beyond_spark import measure_checks, measure_spark
 from tests.small_shop import publish_hours, settings_of, small_shop
 
 SMALL = {"items": 300, "users": 400}
@@ -41,6 +41,7 @@ PROTOCOLS = {
     "celery": "two workers in network namespaces of one machine of two cores, one killed in the middle of an update, "
               "twice: kill -9, then its cable cut and kill -9",
     "spark": "Online Retail's log once and several times, with other customers; both engines on one machine, two cores",
+    "checks": "a million random events, some of them bad; two cores, Spark has started before",
 }
 
 
@@ -97,7 +98,9 @@ def _beside(settings: Settings, name: str, steps: int) -> dict[str, float]:
 
 def main() -> None:
     """Measures all or what is named."""
-    parts = {"workers": measure_workers, "celery": measure_celery, "spark": measure_spark}
+    parts = {
+        "workers": measure_workers, "celery": measure_celery, "spark": measure_spark, "checks": measure_checks,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (default: all)")
     chosen = parser.parse_args().parts or list(parts)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import quality
+from pipeline import judging, quality
 from pipeline.schema import EVENTS
 
 _START = datetime(2011, 11, 14, 9, tzinfo=UTC)
@@ -63,7 +63,7 @@ def compare_ways(rows: int = 1_000_000, seed: int = 0) -> dict[str, float]:
             "unexpected_index_column_names": ["event_id"],
         },
     }
-    quality._judge_rows(rules, events.slice(0, 100))
+    judging.judge_rows(rules, events.slice(0, 100))
 
     def one_frame(how: str) -> dict[str, int]:
         return _failed(_validate(rules, events, formats[how]))
@@ -77,7 +77,7 @@ def compare_ways(rows: int = 1_000_000, seed: int = 0) -> dict[str, float]:
         "one_frame": lambda: one_frame("complete"),
         "one_frame_index_columns": lambda: one_frame("index"),
         "one_frame_summary_first": summary_first,
-        "small_frames": lambda: {one.rule.name: len(one.failed) for one in quality._judge_rows(rules, events)},
+        "small_frames": lambda: {one.rule.name: len(one.failed) for one in judging.judge_rows(rules, events)},
     }
     seconds: dict[str, float] = {}
     found: list[dict[str, int]] = []

@@ -10,6 +10,7 @@ time of Spark's start is apart. CPU-seconds are of this process and of Spark's J
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,16 +18,21 @@ from pathlib import Path
 from unittest.mock import patch
 
 import duckdb
+import numpy as np
 import psutil
 import pyarrow as pa
 
 from pipeline.engine import connected
+from pipeline.judging import judge_rows
+from pipeline.judging_on_spark import judge_rows_on_spark
 from pipeline.lake import Lake
 from pipeline.locking import file_locks
+from pipeline.quality import EXPECTATIONS, read_suites
 from pipeline.schema import EVENTS, ITEMS
 from pipeline.snapshot import Snapshot
 from pipeline.tasks import demand_series, known_items, recommend_examples
 from pipeline.window import Window
+from tests.benchmarks.bench_checks import random_events
 from tests.benchmarks.shop_log import DATA
 from tests.small_shop import publish
 from tests.test_engine import WORK, comparable
@@ -77,6 +83,32 @@ def measure_spark() -> dict[str, float]:
     return {"spark.equal": equal, **figures}
 
 
+def measure_checks(rows: int = 1_000_000, seed: int = 0) -> dict[str, float]:
+    """A window's row rules by Great Expectations on pandas and on Spark: whether they find the same rows, and seconds.
+
+    `checks.pandas_bytes_per_row` is what the process grew by beyond the Arrow rows, at its highest.
+    """
+    rules = read_suites(EXPECTATIONS / "events.json").rows
+    events, unknown = random_events(rows, np.random.default_rng(seed))
+    events = events.append_column("item_known", pa.array(~unknown.to_numpy(zero_copy_only=False)))
+    events = events.append_column("user_width", pa.nulls(rows, pa.float64()))
+    with patch.dict(os.environ, PYSPARK_SUBMIT_ARGS=SPARK):
+        for judge in (judge_rows, judge_rows_on_spark):  # imports, and Spark's start
+            judge(rules, events.slice(0, 1_000))
+        before, began = peak_memory(), time.monotonic()
+        here = judge_rows(rules, events)
+        seconds, grown = time.monotonic() - began, peak_memory() - before
+        began = time.monotonic()
+        there = judge_rows_on_spark(rules, events)
+        spark_seconds = time.monotonic() - began
+    found = [{one.rule.name: sorted(one.failed.tolist()) for one in judged} for judged in (here, there)]
+    return {
+        "checks.rows": rows, "checks.equal": float(found[0] == found[1]), "checks.pandas_seconds": seconds,
+        "checks.spark_seconds": spark_seconds, "checks.pandas_bytes_per_row": grown / rows,
+        "checks.arrow_bytes_per_row": events.nbytes / rows,
+    }
+
+
 def published(home: Path, times: int) -> Lake:
     """A lake with the log so many times, each with customers of its own."""
     lake = Lake(str(home / "lake"), file_locks(home / "locks"))
@@ -123,6 +155,11 @@ def done_by(engine: str, home: Path) -> Run:
         made = {name: work(tables) for name, work in WORK.items()}
     seconds, cpu_seconds = time.monotonic() - began, _cpu_seconds() - spent
     return Run({name: comparable(rows) for name, rows in made.items()}, seconds, cpu_seconds)
+
+
+def peak_memory() -> float:
+    """The highest resident memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def _cpu_seconds() -> float:
