@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.checkpoint import Ledger, load
+from pipeline.examples import few_of_each_window
 from pipeline.lake import Lake
 from pipeline.locking import LockNotTaken, locks_of
 from pipeline.registry import Registry
@@ -105,7 +106,7 @@ def _score(lake: Lake, registry: Registry, task_name: str, settings: Settings) -
     if not len(rows):
         return []
     tables = Snapshot(lake, versions)
-    arrived = task.examples(tables, rows.sort_by([(FEEDS[task.table].key, "ascending")]))
+    arrived = few_of_each_window(task.examples(tables, rows.sort_by([(FEEDS[task.table].key, "ascending")])))
     if not len(arrived):
         return []
     scores = _scored_by(task, registry, champion, arrived)

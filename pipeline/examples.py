@@ -101,5 +101,18 @@ def few_examples(examples: Examples, most: int) -> Examples:
     """At most so many of the examples: those with the smallest hash of their id, in their order."""
     if len(examples) <= most:
         return examples
-    draws = np.array([_draw("few|" + key) for key in examples.table["example_id"].to_pylist()])
-    return examples.take(np.sort(np.argsort(draws, kind="stable")[:most]))
+    return examples.take(np.sort(np.argsort(_draws(examples), kind="stable")[:most]))
+
+
+def few_of_each_window(examples: Examples, most: int = MOST_JUDGING_EXAMPLES) -> Examples:
+    """At most so many of the examples of each landed window, drawn as by `few_examples`."""
+    windows = pc.rank(examples.table["landed_window"].combine_chunks(), tiebreaker="dense").to_numpy().astype(np.int64)
+    if np.bincount(windows).max(initial=0) <= most:
+        return examples
+    order = np.lexsort((_draws(examples), windows))
+    place = np.arange(len(order)) - np.searchsorted(windows[order], windows[order])  # of each in its window
+    return examples.take(np.sort(order[place < most]))
+
+
+def _draws(examples: Examples) -> np.ndarray:
+    return np.array([_draw("few|" + key) for key in examples.table["example_id"].to_pylist()])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.dataset as ds
 
 from pipeline.arrival import arrival_rows, as_table, by_window, quality_rows
+from pipeline.examples import few_of_each_window
 from pipeline.lake import Lake
 from pipeline.registry import Registry
 from pipeline.snapshot import Snapshot
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 
 
 class Judged:
-    """Scores of several models on the same examples: the newly landed ones by window, and the gate's."""
+    """Scores of several models on the same examples: the newly landed ones by window, and the gate's.
+
+    Of a window in which many landed, as many are scored as the gate judges by at most: each is ranked among the whole
+    catalogue, by each model.
+    """
 
     def __init__(self, arrived: Examples, gate: Examples, window: datetime) -> None:
         self.validation: dict[str, Scores] = {}
         self.old: Remembered | None = None
-        self._arrived, self._gate, self._window = arrived, gate, window
+        self._arrived, self._gate, self._window = few_of_each_window(arrived), gate, window
         self._on_arrival: dict[str, Scores] = {}
         self._versions: dict[str, int] = {}
 
@@ -38,8 +43,8 @@ class Judged:
         judged = cls(lesson.arrived, lesson.gate, lesson.ledger.window)
         judged.validation["baseline"] = task.baseline(tables, lesson.gate)
         judged._versions["baseline"] = 0
-        if len(lesson.arrived):
-            judged._on_arrival["baseline"] = task.baseline(tables, lesson.arrived)
+        if len(judged._arrived):
+            judged._on_arrival["baseline"] = task.baseline(tables, judged._arrived)
         return judged
 
     def add(self, role: str, version: int, learner: Learner) -> None:

@@ -10,7 +10,16 @@ import pyarrow as pa
 import pytest
 
 from pipeline import examples as examples_module
-from pipeline.examples import judging_examples, judging_rows, learnable, parts, parts_of, span_for, without_windows
+from pipeline.examples import (
+    few_of_each_window,
+    judging_examples,
+    judging_rows,
+    learnable,
+    parts,
+    parts_of,
+    span_for,
+    without_windows,
+)
 from pipeline.lake import Lake
 from pipeline.locking import file_locks
 from pipeline.schema import TIME
@@ -91,6 +100,22 @@ def test_where_there_are_too_many_the_same_few_judge_as_long_as_they_are_there(
     assert len(few) == len(later) == 30
     stayed = set(few.table["example_id"].to_pylist()) & set(later.table["example_id"].to_pylist())
     assert len(stayed) >= 28  # the newcomers drew smaller hashes than a few
+
+
+def test_of_a_window_in_which_many_landed_the_same_few_are_kept_and_of_others_all(lake: Lake) -> None:
+    publish_purchases(lake, 60, count=400)
+    task, tables = PriceTask(lake, ""), Snapshot(lake, {"events": 2})
+    every = task.examples(tables, tables.rows_from("events", hour(48).start))
+    few = few_of_each_window(every, 100)
+    landed = [examples.table["landed_window"].to_pylist() for examples in (few, every)]
+    assert landed[0].count(hour(60).start) == 100 < landed[1].count(hour(60).start)
+    for number in (48, 49):
+        assert landed[0].count(hour(number).start) == landed[1].count(hour(number).start) > 0
+    ids, kept = (examples.table["example_id"].to_pylist() for examples in (every, few))
+    assert kept == [one for one in ids if one in set(kept)], "in their order"
+    turned = few_of_each_window(every.take(np.arange(len(every))[::-1]), 100)
+    assert set(turned.table["example_id"].to_pylist()) == set(kept)
+    assert few_of_each_window(every, 400) is every and len(few_of_each_window(every.take(np.arange(0)), 100)) == 0
 
 
 def test_the_span_is_the_shortest_that_has_the_units_that_the_gate_wants(
