@@ -138,6 +138,7 @@ def test_a_pull_keeps_dense_weights_and_rows_near_the_start(
         assert distance(held, champion, part) < 0.5 * distance(free, champion, part)
 
 
+@pytest.mark.slow
 def test_ewc_holds_the_weights_that_the_replayed_examples_need(
     champion: RecommenderLearner, free: RecommenderLearner
 ) -> None:
@@ -181,6 +182,7 @@ def forgotten(learner: RecommenderLearner, champion: RecommenderLearner, judged:
     return float((np.exp(before) * (before - now)).sum(axis=1).mean())
 
 
+@pytest.mark.slow
 def test_distillation_keeps_the_champions_answers_to_what_is_replayed(
     champion: RecommenderLearner, free: RecommenderLearner
 ) -> None:
@@ -234,6 +236,7 @@ def test_what_a_step_forgets_is_the_divergence_over_all_that_competes(
     assert expected.min() > 1e-4
 
 
+@pytest.mark.slow
 def test_an_adversarial_step_is_the_mean_of_two_gradients_the_second_up_the_first(
     champion: RecommenderLearner,
 ) -> None:
@@ -250,6 +253,7 @@ def test_an_adversarial_step_is_the_mean_of_two_gradients_the_second_up_the_firs
     assert np.abs(second - first).max() > 1e-3 * np.abs(first).max()
 
 
+@pytest.mark.slow
 def test_the_dropout_of_an_update_takes_the_place_of_the_networks(champion: RecommenderLearner) -> None:
     learner = restored(champion)
     arrays = the_batch(learner, Methods(dropout=0.0))
@@ -260,6 +264,7 @@ def test_the_dropout_of_an_update_takes_the_place_of_the_networks(champion: Reco
     assert learner._trainer.train_step(rows, arrays, 0.0)[0] != pytest.approx(without, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_adamw_decays_matrices_and_rows_and_keeps_adams_moments(champion: RecommenderLearner) -> None:
     learner = restored(champion)
     batch = the_batch(learner, Methods(optimizer="adamw", weight_decay=0.5))
@@ -288,6 +293,7 @@ def test_a_rows_decay_is_the_learning_rates_share_of_it() -> None:
     np.testing.assert_allclose(table, [[1, 1], [0.95, 0.95], [1, 1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_another_optimizer_learns_and_goes_on_bit_for_bit_after_a_checkpoint(
     champion: RecommenderLearner, optimizer: Any
@@ -343,6 +349,7 @@ def test_a_chosen_item_that_the_history_no_longer_shows_is_one_of_the_catalogue_
         assert not hints.any()
 
 
+@pytest.mark.slow
 def test_a_whole_update_with_many_methods_learns(champion: RecommenderLearner) -> None:
     schedule = Schedule(
         learning_rate=1e-2, warmup_steps=2, epochs=2, patience_epochs=2, batch_size=32, decay="linear", methods=Methods(
