@@ -246,8 +246,10 @@ def _write_page(figures: Mapping[str, float]) -> None:
     lines = []
     for name, words in said.items():
         unseen = figures[f"watch.drift_unseen_{name}"]
-        but = f", not in {unseen:.0f} of {len(SEEDS)} shops" if unseen else ""
-        lines.append(f"| feed: {words} | {figures[f'watch.drift_hours_until_{name}']:.0f} h{but} |")
+        seen = f"{figures[f'watch.drift_hours_until_{name}']:.0f} h"
+        if unseen:
+            seen = f"not within {MOST_HOURS} h in {unseen:.0f} of {len(SEEDS)} shops; {seen} as the mean"
+        lines.append(f"| feed: {words} | {seen} |")
     for share in (3, 5, 10):
         hours = figures[f"watch.quality_hours_until_fall_of_{share}_pct"]
         lines.append(f"| quality: the lead falls by {share} % of the level | {hours:.0f} h |")
