@@ -47,17 +47,23 @@ class RecommenderSizes:
         dimension: length of an item's vector. 64 of MiniLM's 384 principal directions hold nearly all of what
             tells a shop's titles apart, and the product over the catalogue is what a request costs.
         heads: weightings of the history.
-        user_hidden, copy_hidden: widths.
-        dropout: ADER's finding: most of what keeps updates from forgetting, after replay. Online Retail over ten
-            weeks of updates: Recall@20 0.321 with 0.2, 0.323 with 0.5.
+        user_hidden: width of the user's tower. What is counted (copies, neighbours, trend) says most of who wants what;
+            a tower beyond that learns the days that it has seen. Seed 0, Recall@20, NDCG@20 of Online Retail's weeks 34
+            to 43, and Recall@20, MRR@20 of DIGINETICA's periods 1 and 2: 0.3251, 0.3018, 0.473, 0.154 with four heads,
+            128 and a dropout of 0.4; 0.3251, 0.3041, 0.475, 0.160 with two, 64 and 0.6; 0.3265, 0.3039, 0.476, 0.162
+            with one, 32 and 0.6, which costs a fifth less. What customers buy for the first time loses: Recall@20
+            0.1125, 0.1074, 0.1062.
+        copy_hidden: width of the copy head.
+        dropout: ADER's finding: most of what keeps updates from forgetting, after replay. With one head DIGINETICA has
+            0.475, 0.163 at 0.8.
     """
 
     text_dimension: int
     dimension: int = 64
-    heads: int = 4
-    user_hidden: int = 128
+    heads: int = 1
+    user_hidden: int = 32
     copy_hidden: int = 16
-    dropout: float = 0.4
+    dropout: float = 0.6
 
 
 class Recommender(keras.layers.Layer):
