@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,8 +31,8 @@ def judge_rows_on_spark(rules: Sequence[Rule], rows: pa.Table) -> list[Judged]:
     shape = {one.rule.name: one for one in judge_rows([rule for rule in rules if rule.of_table], rows)}
     about_rows = [rule for rule in rules if not rule.of_table]
     names = [name for name in rows.column_names if any(name in _read(rule) for rule in about_rows)]
-    frame = spark_session().createDataFrame(_plain(rows.select(names)).append_column(ROW, pa.array(range(len(rows)))))
-    frame = frame.cache()  # every rule reads it
+    numbered = _plain(rows.select(names)).append_column(ROW, pa.array(np.arange(len(rows))))
+    frame = spark_session().createDataFrame(numbered).cache()  # every rule reads it
     try:
         results = _validator(frame).graph_validate(
             configurations=[_configuration(rule) for rule in about_rows],
