@@ -7,11 +7,14 @@ what the user has not had, and offers nothing of the other colour.
 from __future__ import annotations
 
 import random
+import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.benchmarks.rivals import als, item_knn, sequence
@@ -102,13 +105,13 @@ def test_user_has_an_item_as_often_as_it_was_bought_over_all_baskets() -> None:
 def test_absent_environment_is_named_with_its_remedy(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequence, "PYTHON", tmp_path / "python")
     with pytest.raises(FileNotFoundError, match="make bench-rivals-env"):
-        sequence.rank_both(*checkerboard(), 1)
+        sequence.rank_both(*checkerboard(), 1, tmp_path)
 
 
 @pytest.mark.skipif(not sequence.PYTHON.exists(), reason="no .venv-rivals: `make bench-rivals-env` makes it")
-def test_sequence_rival_offers_a_users_colour_and_the_withheld_item() -> None:
+def test_sequence_rival_offers_a_users_colour_and_the_withheld_item(tmp_path: Path) -> None:
     train, tests, catalogue = checkerboard(users=10 * _SIZE)  # a network needs more than one user of a kind
-    anything, new = sequence.rank_both(train, tests, catalogue, 1)
+    anything, new = sequence.rank_both(train, tests, catalogue, 1, tmp_path)
     assert anything.items.shape == (10 * _SIZE, RANKED_ITEMS)
     own_colour = [{int(item) % 2 for item in row[:6]} == {user % 2} for user, row in enumerate(anything.items)]
     withheld = [row[0] == f"{user % _SIZE:02}" for user, row in enumerate(new.items)]
@@ -116,3 +119,29 @@ def test_sequence_rival_offers_a_users_colour_and_the_withheld_item() -> None:
     assert np.mean(withheld) > 0.9  # 0.99 when written; by chance 1 in 13
     assert not any(set(row) & set(liked(user)) for user, row in enumerate(new.items))
     assert anything.train_cpu_s > 0 and anything.rank_cpu_s > 0
+
+
+def test_what_was_trained_is_not_trained_again_and_anything_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+
+    def worker(folder: Path, seed: int) -> None:
+        trained.append(seed)
+        rows = pq.read_table(folder / "tests.parquet").num_rows
+        answers = pa.array([["00", "01"]] * rows, pa.list_(pa.string()))
+        pq.write_table(pa.table({"items": answers, "new_items": answers}), folder / "ranked.parquet")
+        (folder / "cost.json").write_text('{"rank_cpu_s": 0.5, "new_rank_cpu_s": 0.25}')
+
+    monkeypatch.setattr(sequence, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(sequence, "_run", worker)
+    train, tests, catalogue = checkerboard()
+    first, again = (sequence.rank_both(train, tests, catalogue, 1, tmp_path)[0] for _ in range(2))
+    assert trained == [1]
+    assert (first.items == again.items).all() and (first.train_cpu_s, first.rank_cpu_s) == (
+        again.train_cpu_s, again.rank_cpu_s
+    )
+    sequence.rank_both(train, tests, catalogue, 2, tmp_path)
+    sequence.rank_both(train.slice(1), tests, catalogue, 1, tmp_path)
+    assert trained == [1, 2, 1]
+    assert len(list(tmp_path.iterdir())) == 3, "no folder of a training stays"

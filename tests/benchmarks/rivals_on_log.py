@@ -33,7 +33,7 @@ def rival_answers(shop: ShopLog, step: Step) -> Mapping[str, tuple[np.ndarray, n
         ranked = rank()
         answers[name] = (ranked.items, rank(new_only=True).items, ranked.train_cpu_s + ranked.rank_cpu_s)
     if sequence.PYTHON.exists():  # minutes a step, and an environment of its own: `make bench-rivals-env`
-        ranked, new = sequence.rank_both(train, tests, catalogue, 0)
+        ranked, new = sequence.rank_both(train, tests, catalogue, 0, shop.settings.home / "rivals")
         answers["SASRec"] = (ranked.items, new.items, ranked.train_cpu_s + ranked.rank_cpu_s)
     return answers
 
