@@ -20,10 +20,12 @@ from tests.test_recommend_learner import compact_logits, context, examples, mome
 ITEMS = [f"i{place}" for place in range(24)]
 
 
-def sales(seed: int, count: int = 64) -> Examples:
-    """Users with two items at random who choose a third."""
+def sales(seed: int, count: int = 64, ahead: int | None = None) -> Examples:
+    """Users with two items at random who choose a third: at random, or always so many places after the first."""
     generator = np.random.default_rng(seed)
     drawn = [generator.permutation(len(ITEMS))[:3] for _ in range(count)]
+    if ahead is not None:
+        drawn = [(first, second, (first + ahead) % len(ITEMS)) for first, second, _ in drawn]
     return examples([
         moment([f"i{third}"], history={f"i{first}": (1, 1), f"i{second}": (1, 2)}) for first, second, third in drawn
     ])
@@ -31,6 +33,8 @@ def sales(seed: int, count: int = 64) -> Examples:
 
 OLD, NEW = sales(0), sales(1)
 LESSON = together(NEW.marked(replayed=False), OLD.marked(replayed=True))
+HABIT = sales(3, ahead=5)  # there is something to learn in it
+LESSON_OF_HABIT = together(HABIT.marked(replayed=False), OLD.marked(replayed=True))
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,14 @@ def champion() -> RecommenderLearner:
     learner = untrained(ITEMS, OLD)
     steps(learner, OLD, Methods(), passes=5)
     learner.grow(context([]), NEW)
+    return learner
+
+
+@pytest.fixture(scope="module")
+def of_habit(champion: RecommenderLearner) -> RecommenderLearner:
+    """The champion that has met sales with a habit in them."""
+    learner = restored(champion)
+    learner.grow(context([]), HABIT)
     return learner
 
 
@@ -296,14 +308,14 @@ def test_a_rows_decay_is_the_learning_rates_share_of_it() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_another_optimizer_learns_and_goes_on_bit_for_bit_after_a_checkpoint(
-    champion: RecommenderLearner, optimizer: Any
+    of_habit: RecommenderLearner, optimizer: Any
 ) -> None:
     methods = Methods(optimizer=optimizer, weight_decay=0.01)
-    half = steps(restored(champion), LESSON, methods, passes=2)
-    assert half.loss(NEW, 32) < champion.loss(NEW, 32)
+    half = steps(restored(of_habit), LESSON_OF_HABIT, methods, passes=4)
+    assert half.loss(HABIT, 32) < of_habit.loss(HABIT, 32)
     resumed = restored(half)
     assert same(resumed, half)
-    assert same(steps(half, LESSON, methods, passes=1), steps(resumed, LESSON, methods, passes=1))
+    assert same(steps(half, LESSON_OF_HABIT, methods, passes=1), steps(resumed, LESSON_OF_HABIT, methods, passes=1))
 
 
 def test_masked_and_cropped_places_are_as_many_as_asked_for() -> None:
@@ -350,19 +362,19 @@ def test_a_chosen_item_that_the_history_no_longer_shows_is_one_of_the_catalogue_
 
 
 @pytest.mark.slow
-def test_a_whole_update_with_many_methods_learns(champion: RecommenderLearner) -> None:
+def test_a_whole_update_with_many_methods_learns(of_habit: RecommenderLearner) -> None:
     schedule = Schedule(
-        learning_rate=1e-2, warmup_steps=2, epochs=2, patience_epochs=2, batch_size=32, decay="linear", methods=Methods(
+        learning_rate=1e-2, warmup_steps=2, epochs=4, patience_epochs=4, batch_size=32, decay="linear", methods=Methods(
             l2_pull=1e-3, ewc=1.0, distillation=0.5, average_with_start=0.2, shrink=0.99, perturb=1e-4, prefetch=True,
             optimizer="adamw", weight_decay=0.01, dropout=0.1, history_mask=0.1, history_crop=0.1,
         ),
     )
-    tune = sales(2)
+    tune = sales(2, ahead=5)
     done = fine_tune(
-        restored(champion), lambda state: RecommenderLearner.restore(state, encoder=lambda: None), LESSON, tune,
-        schedule, seed=3,
+        restored(of_habit), lambda state: RecommenderLearner.restore(state, encoder=lambda: None), LESSON_OF_HABIT,
+        tune, schedule, seed=3,
     )
-    assert all(np.isfinite(done.tuning_losses)) and done.learner.loss(NEW, 32) < champion.loss(NEW, 32)
+    assert all(np.isfinite(done.tuning_losses)) and done.learner.loss(HABIT, 32) < of_habit.loss(HABIT, 32)
 
 
 def test_a_network_without_dropout_refuses_one() -> None:
