@@ -32,7 +32,7 @@ def judge_rows_on_spark(rules: Sequence[Rule], rows: pa.Table) -> list[Judged]:
     about_rows = [rule for rule in rules if not rule.of_table]
     names = [name for name in rows.column_names if any(name in _read(rule) for rule in about_rows)]
     numbered = _plain(rows.select(names)).append_column(ROW, pa.array(np.arange(len(rows))))
-    frame = spark_session().createDataFrame(numbered).cache()  # every rule reads it
+    frame = spark_session().createDataFrame(numbered)  # Great Expectations caches it: every rule reads it
     try:
         results = _validator(frame).graph_validate(
             configurations=[_configuration(rule) for rule in about_rows],
