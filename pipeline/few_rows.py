@@ -20,7 +20,7 @@ _GLOB = frozenset("*?[")  # DuckDB would look for files by these
 
 
 def rows_with(rows: ds.Dataset, column: str, values: Sequence[str], columns: Sequence[str]) -> pa.Table:
-    """The rows whose text `column` is one of `values`.
+    """The rows whose text `column` is one of `values`, in the order of the files and of the rows in each.
 
     Files of this machine are read by DuckDB, which decodes the other columns of a file only where it found a row: of
     1,300 users in 300 daily files in a third of the CPU that Arrow's scan takes (0.21 to 0.26 s beside 0.49 to 0.90,
@@ -43,7 +43,9 @@ def rows_with(rows: ds.Dataset, column: str, values: Sequence[str], columns: Seq
                 connection.register("wanted", pa.table({"value": texts}))
                 found = connection.sql(
                     f"SELECT {named} FROM read_parquet($files, hive_partitioning = false) "
-                    f'WHERE "{column}" IN (SELECT value FROM wanted)', params={"files": files},
+                    f'WHERE "{column}" IN (SELECT value FROM wanted) '
+                    "ORDER BY file_index, file_row_number",  # a join keeps no order; 2 % of the CPU
+                    params={"files": files},
                 )
                 return found.to_arrow_table().cast(schema)
         except duckdb.Error:
