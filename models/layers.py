@@ -37,6 +37,22 @@ NEIGHBOUR_HISTORY = 16  # newest items of the history whose neighbours count
 LEAST_SEEN = 1e-6
 _PLACE = 7  # the column 1 / (1 + place) of history_features
 
+COPY_INPUTS = HISTORY_FEATURES + len(TREND_DAYS) + USER_FEATURES
+# Mean and deviation of what the copy head's hidden part reads, over the histories of Online Retail's weeks 22 to 33
+# (1 for what is constant there): of history_features, TREND_DAYS' log shares and user_features. As they are, the log
+# shares near -8 alone decide a hidden unit. Seed 0, weeks 34 to 43: Recall@20 0.3266, NDCG@20 0.3039 without, 0.3297,
+# 0.3069 with it.
+_COPY_MEANS = np.array([
+    1.0, -5.5, 4.0, 0.0, 0.33, 0.0, 4.0, 0.04, 0.03, 0.07, 0.22, 0.48,
+    -7.9, -7.8, -7.7, -7.6,
+    1.0, 4.4, 4.9, 0.0, 2.0, 2.9, 3.2, 2.0, 4.8,
+], np.float32)
+_COPY_DEVIATIONS = np.array([
+    1.0, 1.33, 1.17, 1.0, 0.54, 1.0, 1.17, 0.11, 0.17, 0.21, 0.28, 0.27,
+    0.85, 1.14, 1.24, 1.16,
+    1.0, 1.16, 1.35, 1.0, 1.2, 1.06, 0.56, 1.46, 1.16,
+], np.float32)
+
 
 def history_features(counts: tf.Tensor, views: tf.Tensor, days: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
     """What is known of each item of a history.
@@ -289,11 +305,20 @@ class CopyHead(keras.layers.Layer):
         )
         self.popularity = add((), keras.initializers.Constant(-1.0), name="popularity")
         self.again = add((self.dimension,), "zeros", name="again")
-        known = HISTORY_FEATURES + len(TREND_DAYS)
-        self.hidden_kernel = add((known + USER_FEATURES, self.hidden), dense, name="hidden_kernel")
-        self.hidden_bias = add((self.hidden,), "zeros", name="hidden_bias")
+        self.standard_kernel = add((COPY_INPUTS, self.hidden), dense, name="standard_kernel")
+        self.standard_bias = add((self.hidden,), "zeros", name="standard_bias")
         self.output_kernel = add((self.hidden,), "zeros", name="output_kernel")
         super().build(input_shape)
+
+    def hidden_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """[inputs, hidden] and [hidden]: kernel and bias for inputs as they are; training's are for standard ones."""
+        kernel = self.standard_kernel / _COPY_DEVIATIONS[:, None]
+        return kernel, self.standard_bias - tf.linalg.matvec(kernel, _COPY_MEANS, transpose_a=True)
+
+    @staticmethod
+    def standardized(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`standard_kernel` and `standard_bias` for what `hidden_weights` returns."""
+        return kernel * _COPY_DEVIATIONS[:, None], bias + _COPY_MEANS @ kernel
 
     def call(
         self, items: tf.Tensor, popularity: tf.Tensor, trend: tf.Tensor, features: tf.Tensor, user: tf.Tensor,
@@ -314,9 +339,10 @@ class CopyHead(keras.layers.Layer):
         """
         known = HISTORY_FEATURES + len(TREND_DAYS)
         about = tf.concat([features, trend * present[..., None]], axis=-1)
-        mixed = tf.tensordot(about, self.hidden_kernel[:known], 1)
-        mixed += tf.matmul(user, self.hidden_kernel[known:])[:, None, :]
-        hidden = tf.nn.silu(mixed + self.hidden_bias)
+        kernel, bias = self.hidden_weights()
+        mixed = tf.tensordot(about, kernel[:known], 1)
+        mixed += tf.matmul(user, kernel[known:])[:, None, :]
+        hidden = tf.nn.silu(mixed + bias)
         logit = tf.tensordot(features, self.linear, 1) + self.popularity * popularity * features[..., 0]
         logit += tf.tensordot(items, self.again, 1) + tf.tensordot(hidden, self.output_kernel, 1)
         return logit * present

@@ -16,9 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from .growing import fitted
 from .layers import (
+    COPY_INPUTS,
     NEIGHBOUR_HISTORY,
     TREND_DAYS,
     CopyHead,
@@ -162,6 +165,16 @@ class Recommender(keras.layers.Layer):
 def as_json(sizes: RecommenderSizes) -> dict[str, Any]:
     """The sizes in JSON's types."""
     return asdict(sizes)
+
+
+def newer_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A checkpoint's arrays; one of before December 2026 had the copy head's hidden part for inputs as they are."""
+    found = dict(arrays)
+    for name in [one for one in arrays if one.endswith("copy_head/hidden_kernel")]:
+        place = name.removesuffix("hidden_kernel")
+        kernel, bias = fitted(found.pop(name), (COPY_INPUTS, arrays[name].shape[1])), found.pop(f"{place}hidden_bias")
+        found[f"{place}standard_kernel"], found[f"{place}standard_bias"] = CopyHead.standardized(kernel, bias)
+    return found
 
 
 # What a step reads beside that where several workers make it, each with a part of the batch.

@@ -104,11 +104,12 @@ def fine_tune(
     if not len(train):
         return Trained(learner, 0, 0, (), time.monotonic() - started)
     start = learner.state() if schedule.methods.average_with_start else None
+    examples = len(train) if examples is None else examples
+    schedule = schedule.for_examples(examples)
     learner, schedule = _prepared(learner, restore, train, tune, schedule, seed, report)
     generator = np.random.default_rng(seed)
     losses: list[float] = []
     best: tuple[float, int, State | None] | None = None
-    examples = len(train) if examples is None else examples
     steps, epochs = 0, _passes(schedule, examples)
     for epoch in range(1, epochs + 1):
         with _batches(learner, train, schedule, generator) as batches:

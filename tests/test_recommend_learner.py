@@ -306,7 +306,7 @@ def test_growing_keeps_weights_rows_and_moments() -> None:
         assert (len(before[name]), len(after[name])) == (61, 361), name
 
 
-NEWER_INPUTS = {"user_tower/hidden_kernel": 5, "user_tower/direct_kernel": 5, "copy_head/hidden_kernel": 5}
+NEWER_INPUTS = {"user_tower/hidden_kernel": 5, "user_tower/direct_kernel": 5}
 
 
 def test_a_checkpoint_of_fewer_inputs_goes_on_with_those_counting_for_nothing() -> None:
@@ -326,6 +326,25 @@ def test_a_checkpoint_of_fewer_inputs_goes_on_with_those_counting_for_nothing() 
     learner._network.neighbour_head.own_gain.assign([0.0, 0.0])
     np.testing.assert_allclose(compact_logits(older, asked), compact_logits(learner, asked), rtol=1e-5, atol=1e-5)
     train(older, taught, 1, 1e-2)
+
+
+def test_a_checkpoint_whose_copy_head_read_its_inputs_as_they_are_answers_the_same() -> None:
+    items, taught, asked = checkerboard()
+    learner = untrained(items, taught)
+    train(learner, taught, 5, 1e-2)
+    state, compact = learner.state(), learner.compact().arrays
+    newer = [path for path in state.arrays if "copy_head" in path and "standard_" in path]
+    held = {path: array for path, array in state.arrays.items() if path not in newer}
+    prefix = next(path for path in newer if not path.startswith("optimizer/")).split("standard_")[0]
+    raw = {"hidden_kernel": compact["copy_hidden_kernel"], "hidden_bias": compact["copy_hidden_bias"]}
+    held |= {prefix + name: array for name, array in raw.items()}
+    older = RecommenderLearner.restore(replace(state, arrays=held), encoder=lambda: None)
+    np.testing.assert_allclose(compact_logits(older, asked), compact_logits(learner, asked), rtol=1e-5, atol=1e-5)
+    held[prefix + "hidden_kernel"] = raw["hidden_kernel"][:-5]  # older still: five inputs fewer
+    older = RecommenderLearner.restore(replace(state, arrays=held), encoder=lambda: None).compact().arrays
+    np.testing.assert_allclose(older["copy_hidden_kernel"][-5:], 0.0)
+    np.testing.assert_allclose(older["copy_hidden_kernel"][:-5], raw["hidden_kernel"][:-5], rtol=1e-6)
+    np.testing.assert_allclose(older["copy_hidden_bias"], raw["hidden_bias"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_both_shapes() -> None:

@@ -43,6 +43,16 @@ def test_the_rate_rises_in_a_line_and_stays() -> None:
     assert learning_rate_at(0, replace(SCHEDULE, warmup_steps=0)) == 0.3
 
 
+def test_only_a_long_history_is_taught_in_larger_batches() -> None:
+    schedule = replace(SCHEDULE, most_batch_size=32, steps_a_pass=10)
+    sizes = {examples: schedule.for_examples(examples).batch_size for examples in (1, 80, 81, 200, 320, 100_000)}
+    assert sizes == {1: 8, 80: 8, 81: 9, 200: 20, 320: 32, 100_000: 32}
+    assert SCHEDULE.for_examples(100_000).batch_size == 8
+
+    done = fine_tune(learner(), PriceLearner.restore, prices(*[10.0] * 160), prices(), schedule, seed=1)
+    assert done.steps == 6 * 10
+
+
 def test_the_best_pass_is_kept_and_later_ones_are_not() -> None:
     """The way from 0 to the taught 10 leads past the 4 by which it is tuned."""
     done = fine_tune(learner(), PriceLearner.restore, prices(*[10.0] * 16), prices(4.0), SCHEDULE, seed=1)

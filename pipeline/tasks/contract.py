@@ -7,8 +7,9 @@ line in `pipeline/tasks/catalogue.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -124,6 +125,9 @@ class Schedule:
         epochs: most passes over the training examples.
         patience_epochs: passes without a better tuning loss before stopping; the best pass is kept.
         batch_size: examples a step.
+        most_batch_size: of a history so large that a pass would have more than `steps_a_pass` steps the batches are
+            larger, up to this. 0: never.
+        steps_a_pass: see `most_batch_size`.
         least_steps: a small history is passed over more often than `epochs`, until so many steps are made; early
             stopping ends it before.
         enough_steps: after so many steps no further pass begins, however many `epochs` allows: a second pass is for
@@ -146,6 +150,13 @@ class Schedule:
     least_steps: int = 0
     decay: Literal["none", "linear"] = "none"
     methods: Methods = field(default_factory=Methods)
+    most_batch_size: int = 0
+    steps_a_pass: int = 1
+
+    def for_examples(self, examples: int) -> Schedule:
+        """The schedule with the batch size that so many examples are taught in."""
+        wanted = min(math.ceil(examples / self.steps_a_pass), self.most_batch_size)
+        return replace(self, batch_size=max(self.batch_size, wanted))
 
     def __post_init__(self) -> None:
         """Refuses a decay that is none."""

@@ -83,12 +83,13 @@ class Elders:
 def compact_weights(network: Recommender, tables: ItemTables, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What a consumer needs of a network's weights, and the items' vectors from their rows [items, dimension]."""
     user, copy, near, tower = network.user_tower, network.copy_head, network.neighbour_head, network.item_tower
+    copy_kernel, copy_bias = copy.hidden_weights()
     weights = {
         "weigh_item": user.weigh_item, "weigh_features": user.weigh_features,
         "user_hidden_kernel": user.hidden_kernel, "user_hidden_bias": user.hidden_bias,
         "user_direct_kernel": user.direct_kernel, "user_output_kernel": user.output_kernel,
         "copy_linear": copy.linear, "copy_popularity": copy.popularity, "copy_again": copy.again,
-        "copy_hidden_kernel": copy.hidden_kernel, "copy_hidden_bias": copy.hidden_bias,
+        "copy_hidden_kernel": copy_kernel, "copy_hidden_bias": copy_bias,
         "copy_output_kernel": copy.output_kernel, "trend_mix": network.trend_head.mix,
         "neighbour_features": near.weigh_features, "neighbour_gain": near.gain,
         "neighbour_own_gain": near.own_gain,

@@ -8,6 +8,7 @@ catalogue: tables that grow (recommend_items.py), what was chosen lately (recomm
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from models.compact_ensemble import CompactEnsemble
 from models.compact_recommender import CompactRecommender
 from models.growing import fitted
 from models.int8_rows import Int8Rows
-from models.recommender import Recommender, RecommenderSizes, as_json
+from models.recommender import Recommender, RecommenderSizes, as_json, newer_weights
 from models.trainer import StepMethods, Trainer, variables_of
 from models.workers import Workers
 from pipeline.evaluation import ranked_metrics
@@ -386,6 +387,7 @@ class RecommenderLearner:
             seed=state.meta["seed"], text_dimension=state.meta["text_dimension"], encoder=encoder,
             sizes=RecommenderSizes(**state.meta["sizes"]),
         )
+        state = replace(state, arrays=newer_weights(state.arrays))
         scale = state.meta["price_scale"]
         learner._price_scale = None if scale is None else (scale[0], scale[1])
         learner._projection = np.array(state.arrays["projection"])
