@@ -7,7 +7,7 @@ learner's tables move themselves (`optimizers.RowMoments`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,6 +61,7 @@ class Trainer:
         self.network = network
         self.methods = StepMethods()
         self.optimizer = dense_optimizer("adam", network.trainable_variables)
+        self.copy_pace = tf.Variable(1.0, trainable=False)  # not in the trace, which all learners of a process share
         self._start: Recommender | None = None
         self._importance: list[tf.Variable] = []
         # One trace each for all shapes: a trace costs two seconds, and each update is a new process.
@@ -88,6 +89,7 @@ class Trainer:
             trainer = spare.pop()
             for name, variable in variables_of(trainer).items():
                 variable.assign(trainer._new[name])
+            trainer.copy_pace.assign(1.0)
         else:
             trainer = cls(Recommender(sizes, seed))
         weakref.finalize(owner, trainer._given_back, spare).atexit = False
@@ -183,9 +185,17 @@ class Trainer:
         gradients, of_rows = tape.gradient(loss, ([variable.value for variable in variables], rows))
         if self._workers is not None:
             loss, *gradients = self._workers.sum([loss, *gradients])
-        self.optimizer.learning_rate.assign(learning_rate)
-        self.optimizer.apply(gradients, variables)
+        self._step(gradients, learning_rate)
         return loss, of_rows
+
+    def _step(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+        """Moves the weights, those of the copy head `copy_pace` times as far."""
+        head = self.network.copy_head.trainable_variables
+        before = [tf.identity(one.value) for one in head]
+        self.optimizer.learning_rate.assign(learning_rate)
+        self.optimizer.apply(gradients, self.network.trainable_variables)
+        for one, start in zip(head, before, strict=True):
+            one.assign(start + self.copy_pace * (one.value - start))
 
     def _compiled_step(self) -> Any:
         batch = self._batch if self._workers is None else self._batch | PART_SIGNATURE
@@ -207,8 +217,7 @@ class Trainer:
             _, others, of_moved = self._gradients(moved, batch, start_rows, replayed)
             gradients = [(one + other) / 2.0 for one, other in zip(gradients, others, strict=True)]
             of_rows = (of_rows + of_moved) / 2.0
-        self.optimizer.learning_rate.assign(learning_rate)
-        self.optimizer.apply(gradients, self.network.trainable_variables)
+        self._step(gradients, learning_rate)
         return loss, of_rows
 
     def _gradients(

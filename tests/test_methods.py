@@ -110,7 +110,7 @@ def test_weights_are_what_training_moves(champion: RecommenderLearner, free: Rec
 
 
 @pytest.mark.parametrize("wrong", [
-    {"replay": "newest"}, {"replay_mean_life_days": 0.0}, {"l2_pull": -1.0}, {"ewc": float("inf")},
+    {"copy_pace": 0.0}, {"replay": "newest"}, {"replay_mean_life_days": 0.0}, {"l2_pull": -1.0}, {"ewc": float("inf")},
     {"distillation": float("nan")}, {"average_with_start": 1.5}, {"shrink": 0.0}, {"perturb": -0.1},
     {"optimizer": "sgd"}, {"weight_decay": 0.1}, {"adversarial_radius": -1.0}, {"dropout": 1.0}, {"rate_trials": 1},
     {"rate_trial_steps": 0}, {"history_mask": 1.0}, {"history_crop": -0.5}, {"ensemble": 1}, {"text_crop": 1.0},
@@ -205,13 +205,26 @@ def test_distillation_keeps_the_champions_answers_to_what_is_replayed(
     assert forgotten(none, champion, OLD) == pytest.approx(forgotten(free, champion, OLD), rel=0.05)
 
 
-
-
 def the_batch(learner: RecommenderLearner, methods: Methods, train: Examples = OLD) -> dict[str, Any]:
     """One batch of all the examples, in the order of one draw."""
     learner.use(methods, train)
     [batch] = learner.batches(train, len(train), np.random.default_rng(3))
     return dict(batch)
+
+
+def test_a_pace_lengthens_the_steps_of_the_copy_head_alone(champion: RecommenderLearner) -> None:
+    before = champion.state().arrays
+    moved = {}
+    for pace in (1.0, 10.0):
+        learner = restored(champion)
+        learner.train_step(the_batch(learner, Methods(copy_pace=pace, dropout=0.0)), 1e-3)
+        after = learner.state().arrays
+        moved[pace] = {name: after[name] - before[name] for name in champion.weights() if name != "categories/rows"}
+    for name, one in moved[1.0].items():
+        factor = 10.0 if "copy_head" in name else 1.0
+        np.testing.assert_allclose(moved[10.0][name], factor * one, rtol=1e-2, atol=1e-5, err_msg=name)
+    assert np.abs(moved[1.0][next(name for name in moved[1.0] if "copy_head" in name)]).max() > 1e-4
+    assert restored(champion)._trainer.copy_pace.numpy() == 1.0
 
 
 def test_distillation_knows_which_examples_of_a_batch_are_replayed(champion: RecommenderLearner) -> None:

@@ -48,6 +48,8 @@ class Methods:
         rate_trials: 0 or from 2: so many learning rates from a hundredth of the schedule's to all of it, evenly by
             their logarithm, are tried for `rate_trial_steps` steps each, and the one with the lowest loss on the
             newest tuning examples is the peak (the start of a search as in Smith, WACV 2017).
+        copy_pace: above 0; the steps of the recommender's copy head are so many times as long. It is small and reads no
+            item's row: what it learns of one customer holds for all, and it cannot learn by heart.
         prefetch: the next batch is prepared by a thread while a step runs; changes no number.
 
     What the learner sees of histories, 0 to below 1 (CL4SRec: Xie et al., ICDE 2022):
@@ -85,6 +87,7 @@ class Methods:
     dropout: float | None = None
     rate_trials: int = 0
     rate_trial_steps: int = 10
+    copy_pace: float = 1.0
     prefetch: bool = True
     history_mask: float = 0.0
     history_crop: float = 0.0
@@ -114,6 +117,7 @@ class Methods:
         decays = self.optimizer != "adam" or not self.weight_decay
         _must(decays, "weight_decay needs the optimizer adamw or adafactor", self.weight_decay)
         _must(self.rate_trials == 0 or self.rate_trials > 1, "rate_trials must be 0 or at least 2", self.rate_trials)
+        _must(0.0 < self.copy_pace < np.inf, "copy_pace must be a number above 0", self.copy_pace)
         _must(self.lora_rank >= 0, "lora_rank must be 0 or above", self.lora_rank)
         _must(self.lora_steps > 0, "lora_steps must be above 0", self.lora_steps)
         _must(not (self.lora_rank and self.reword), "lora_rank needs texts in one wording", self.lora_rank)

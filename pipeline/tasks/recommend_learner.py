@@ -225,6 +225,7 @@ class RecommenderLearner:
             self._elders.remember(self._weights(), most=methods.ensemble - 1)
         self._methods = methods
         self._trainer.use(step)
+        self._trainer.copy_pace.assign(methods.copy_pace)
         self._tables.decay_by(methods.weight_decay)
         self._start = ItemTables.from_arrays(self._tables.arrays()) if step.holds_to_start else None
         if methods.ewc:
