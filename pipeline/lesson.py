@@ -100,7 +100,7 @@ def lesson_of_change(
     arrived, joined = task.examples(tables, came), task.examples(tables, joining)
     new = arrived.keep(learnable(arrived.table["unit"], arrived.table["hour"], boundary))
     schedule = task.update_schedule
-    wanted = max(int(schedule.replay_ratio * (len(new) + len(joined))), schedule.least_replayed)
+    wanted = schedule.replayed_beside(len(new) + len(joined))
     generator = np.random.default_rng([seed, parent, max(now, 0)])
     replayed = replayed_examples(
         task, tables, ledger.joined_until, aside, keys, wanted, generator, schedule.methods, losses

@@ -81,8 +81,8 @@ def fine_tune(
     """Trains `learner` in place on `train` until the loss on `tune` stops falling.
 
     Passes end after `schedule.epochs` (more where `least_steps` asks for them), or after `patience_epochs` without a
-    new best. At least one pass is kept: an hour of which nothing is learnt would be gone from the ledger and not in the
-    model. Without tuning examples all passes are made.
+    new best (0: the last pass is kept, and no other is judged). At least one pass is kept: an hour of which nothing is
+    learnt would be gone from the ledger and not in the model. Without tuning examples all passes are made.
 
     What the schedule's methods ask of the learner itself is `Learner.use`'s; the others are here: shrinking, trials
     of learning rates, batches prepared ahead, the mean with the start.
@@ -118,16 +118,17 @@ def fine_tune(
                 done = (epoch - 1 + taught) / epochs
                 learner.train_step(batch, learning_rate_at(steps, schedule, done))
                 steps += 1
-        if len(tune):
+        ended = epoch == epochs or 0 < schedule.enough_steps <= steps
+        judged, patience = len(tune) and (ended or schedule.patience_epochs), schedule.patience_epochs
+        if judged:
             losses.append(learner.loss(tune, schedule.batch_size))
             report(f"pass {epoch}: {steps} steps, tuning loss {losses[-1]:.4f}")
             if not np.isfinite(losses[-1]):
                 raise TrainingDiverged(epoch, losses[-1])
-        ended = epoch == epochs or 0 < schedule.enough_steps <= steps
-        if len(tune) and (best is None or losses[-1] < best[0]):
+        if judged and patience and (best is None or losses[-1] < best[0]):
             # a copy costs what the catalogue holds: none of what no further pass can spoil
             best = (losses[-1], epoch, None if ended else learner.state())
-        if ended or (best is not None and epoch - best[1] >= schedule.patience_epochs):
+        if ended or (best is not None and epoch - best[1] >= patience):
             break
     last = epoch
     if best is not None and best[2] is not None:

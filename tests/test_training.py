@@ -68,6 +68,22 @@ def test_one_pass_is_kept_though_the_tuning_loss_rose_at_once() -> None:
     assert done.best_epoch == 1 and done.learner.steps == 2 and done.learner.prices[0] > 0.5
 
 
+def test_without_patience_the_last_pass_is_kept_and_judged_alone() -> None:
+    schedule = replace(SCHEDULE, patience_epochs=0)
+    taught = learner()
+    done = fine_tune(taught, PriceLearner.restore, prices(*[10.0] * 16), prices(0.0), schedule, seed=1)
+    assert (done.best_epoch, done.steps, len(done.tuning_losses)) == (6, 12, 1) and done.learner is taught
+    assert done.tuning_losses[0] == taught.loss(prices(0.0), 8)
+
+
+def test_a_small_window_is_filled_up_with_old_examples() -> None:
+    filled = replace(SCHEDULE, filled_up_to=512)
+    assert [filled.replayed_beside(new) for new in (0, 100, 512, 600)] == [512, 412, 0, 0]
+    assert replace(filled, replay_ratio=0.5, least_replayed=64).replayed_beside(600) == 300
+    assert replace(filled, least_replayed=64).replayed_beside(500) == 64
+    assert SCHEDULE.replayed_beside(100) == 0
+
+
 def test_all_passes_are_made_without_tuning_examples_and_none_without_examples() -> None:
     done = fine_tune(learner(), PriceLearner.restore, prices(*[10.0] * 9), prices(), SCHEDULE, seed=1)
     assert (done.best_epoch, done.steps, done.tuning_losses) == (6, 12, ())

@@ -123,7 +123,8 @@ class Schedule:
         learning_rate: peak of the rate.
         warmup_steps: linear rise from 0 to the peak.
         epochs: most passes over the training examples.
-        patience_epochs: passes without a better tuning loss before stopping; the best pass is kept.
+        patience_epochs: passes without a better tuning loss before stopping; the best pass is kept. 0: the last one is,
+            without the copy of the learner that keeping another takes.
         batch_size: examples a step.
         most_batch_size: of a history so large that a pass would have more than `steps_a_pass` steps the batches are
             larger, up to this. 0: never.
@@ -134,6 +135,8 @@ class Schedule:
             small windows. 0: no such end.
         replay_ratio: replayed old examples for each new one.
         least_replayed: at least so many, however few the new ones are.
+        filled_up_to: at least as many as bring the examples up to this number in all: the gradients of a small window
+            alone are those of a few customers. 0: never.
         decay: "none": the peak stays. "linear": the rate falls in a line to (almost) 0 over all passes, the best or
             as good as any schedule in Defazio et al. 2023 (arXiv:2310.07831).
         methods: what else is done; nothing by default.
@@ -152,11 +155,16 @@ class Schedule:
     methods: Methods = field(default_factory=Methods)
     most_batch_size: int = 0
     steps_a_pass: int = 1
+    filled_up_to: int = 0
 
     def for_examples(self, examples: int) -> Schedule:
         """The schedule with the batch size that so many examples are taught in."""
         wanted = min(math.ceil(examples / self.steps_a_pass), self.most_batch_size)
         return replace(self, batch_size=max(self.batch_size, wanted))
+
+    def replayed_beside(self, new: int) -> int:
+        """How many old examples are replayed beside `new` new ones."""
+        return max(int(self.replay_ratio * new), self.least_replayed, self.filled_up_to - new)
 
     def __post_init__(self) -> None:
         """Refuses a decay that is none."""

@@ -61,20 +61,22 @@ def online_retail(seeds: Sequence[int]) -> Part:
         here = [Lineage(shop, shop.task.update_schedule, seed).begin(first) for seed in seeds[1:] or seeds]
         ours += here if len(seeds) > 1 else []
         start = here[0]
-        alone = replace(shop.task.update_schedule, replay_ratio=0.0, least_replayed=0)
+        alone = replace(shop.task.update_schedule, replay_ratio=0.0, least_replayed=0, filled_up_to=0)
         ways: dict[str, list[Any]] = {
             "ours": ours, "never updated": [start.copy()], "new data only": [start.copy(alone)],
         }
         frames: dict[str, list[list[pd.DataFrame]]] = {name: [[] for _ in way] for name, way in ways.items()}
-        frames |= {"full retrain": [[]], "most bought": [[]]}
-        full = Lineage(shop, shop.task.update_schedule, start.seed)
+        full = [Lineage(shop, shop.task.update_schedule, seed) for seed in seeds]
+        frames |= {"full retrain": [[] for _ in full], "most bought": [[]]}
         rivals_cpu: dict[str, float] = {}
         for step in steps:
-            if step is not steps[0]:
-                full.begin(shop.before(step.number))
-            else:
-                full.adopt(start)
-            for name, lineages in {**ways, "full retrain": [full]}.items():
+            for one in full:
+                same = next((other for other in here if other.seed == one.seed), None)
+                if step is steps[0] and same is not None:
+                    one.adopt(same)
+                else:
+                    one.begin(shop.before(step.number))
+            for name, lineages in {**ways, "full retrain": full}.items():
                 for place, lineage in enumerate(lineages):
                     frames[name][place].append(answered(step, lineage.learner))
             frames["most bought"][0].append(baseline_scores(shop, step))
@@ -88,15 +90,15 @@ def online_retail(seeds: Sequence[int]) -> Part:
         pooled = {name: [pd.concat(one) for one in runs] for name, runs in frames.items()}
         learnt = [step.number for step in steps[:-1]]  # the steps that a full retrain learnt too
         cost = {
-            "ours": float(np.mean([mean_learning(one, learnt) for one in here])),
-            "new data only": mean_learning(ways["new data only"][0], learnt),
-            "full retrain": mean_learning(full, learnt) - compilation,
+            "ours": float(np.mean([mean_learning(one, learnt, compilation) for one in here])),
+            "new data only": mean_learning(ways["new data only"][0], learnt, compilation),
+            "full retrain": float(np.mean([mean_learning(one, learnt, compilation) for one in full])),
             **{name: cpu / len(steps) for name, cpu in rivals_cpu.items()},
         }
         forgotten = forgetting(shop, here, steps[-1].number)
         lessons = {
             "ours": float(np.mean([one.costs[number].lesson for one in here for number in learnt])),
-            "full retrain": float(np.mean([full.costs[number].lesson for number in learnt])),
+            "full retrain": float(np.mean([one.costs[number].lesson for one in full for number in learnt])),
         }
     table = {name: summary(runs) | {"cpu_s_per_step": cost.get(name, 0.0)} for name, runs in pooled.items()}
     ours_mean, full_mean = mean_of(pooled["ours"], "recall"), mean_of(pooled["full retrain"], "recall")
@@ -124,6 +126,7 @@ def online_retail(seeds: Sequence[int]) -> Part:
 def daily(seeds: Sequence[int]) -> Part:
     """The same weeks, learnt day by day."""
     with landed("online_retail", seeds[0], days=1) as shop:
+        compilation = measured_compilation(shop)
         lineage = Lineage(shop, shop.task.update_schedule, seeds[0]).begin(-1)
         never = lineage.copy()
         frames: dict[str, list[pd.DataFrame]] = {"ours": [], "never updated": [], "most bought": []}
@@ -135,7 +138,7 @@ def daily(seeds: Sequence[int]) -> Part:
             lineage.update(step.number)
         days = list(lineage.costs)[1:]
     table = {name: summary([pd.concat(one)]) for name, one in frames.items()}
-    table["ours"]["cpu_s_per_step"] = mean_learning(lineage, days)
+    table["ours"]["cpu_s_per_step"] = mean_learning(lineage, days, compilation)
     return {"online_retail.daily_recall_at_20": table["ours"]["recall"]}, {"online_retail_daily": table}
 
 
@@ -145,7 +148,7 @@ def diginetica(seeds: Sequence[int]) -> Part:
     with landed("diginetica", seeds[0]) as shop:
         first = shop.protocol.first_test_step
         schedule = shop.task.update_schedule
-        alone = replace(schedule, replay_ratio=0.0, least_replayed=0)
+        alone = replace(schedule, replay_ratio=0.0, least_replayed=0, filled_up_to=0)
         compilation = measured_compilation(shop)
         ours = [Lineage(shop, schedule, seed).begin(first - 1) for seed in seeds]
         ways: dict[str, list[Lineage]] = {
@@ -172,8 +175,8 @@ def diginetica(seeds: Sequence[int]) -> Part:
         pooled = {name: [pd.concat(one) for one in runs] for name, runs in frames.items()}
         learnt = [number - 1 for number in JOINT_STEPS]
         cost = {
-            "ours": float(np.mean([mean_learning(one, learnt) for one in ours])),
-            "joint retrain": mean_learning(joint, learnt) - compilation,
+            "ours": float(np.mean([mean_learning(one, learnt, compilation) for one in ours])),
+            "joint retrain": mean_learning(joint, learnt, compilation),
         }
     compared = {
         name: [one[one["step"].isin(JOINT_STEPS)] for one in runs] for name, runs in pooled.items()
@@ -372,9 +375,10 @@ def baseline_scores(shop: ShopLog, step: Step) -> pd.DataFrame:
     })
 
 
-def mean_learning(lineage: Lineage, steps: Sequence[int]) -> float:
-    """CPU-seconds of growth and training, mean over those of the steps that the lineage learnt."""
-    return float(np.mean([lineage.costs[number].learning for number in steps if number in lineage.costs]))
+def mean_learning(lineage: Lineage, steps: Sequence[int], compilation: float) -> float:
+    """CPU-seconds of growth and training, less those of compiling, mean over those of the steps that it learnt."""
+    costs = [lineage.costs[number] for number in steps if number in lineage.costs]
+    return float(np.mean([one.learning - compilation * one.compiled for one in costs]))
 
 
 def mean_of(runs: Sequence[pd.DataFrame], metric: str) -> float:

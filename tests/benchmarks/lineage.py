@@ -40,10 +40,12 @@ class Cost:
     Attributes:
         lesson: from tables to examples.
         learning: growth and training.
+        compiled: whether the steps were compiled in it, which happens once for each learner that lives at a time.
     """
 
     lesson: float = 0.0
     learning: float = 0.0
+    compiled: bool = False
 
     @property
     def total(self) -> float:
@@ -76,13 +78,15 @@ class Lineage:
         lesson = lesson_of_everything(self.shop.task, self.shop.tables(step), None, None)
         lessoned = time.process_time()
         learner = self.shop.task.learner(self.seed)
+        traces = traces_of(learner)
         learner.adapt(lesson.context, lesson.train, self.shop.task.base_schedule.methods)
         learner.grow(lesson.context, lesson.new)
         trained = fine_tune(
             learner, self.shop.task.restore, lesson.train, lesson.tune, self.shop.task.base_schedule, seed=self.seed
         )
+        ended = time.process_time()
+        self.costs[step] = Cost(lessoned - started, ended - lessoned, traces_of(learner) > traces)
         self.learner, self.ledger, self.passes = trained.learner, lesson.ledger, trained.best_epoch
-        self.costs[step] = Cost(lessoned - started, time.process_time() - lessoned)
         return self
 
     def copy(self, schedule: Schedule | None = None) -> Lineage:
@@ -99,19 +103,22 @@ class Lineage:
         """Learns what came with `step`."""
         started = time.process_time()
         lesson = self.lesson(step)
-        lessoned = time.process_time()
-        self.learner.grow(lesson.context, lesson.new)
+        lessoned, learner = time.process_time(), self.learner
+        traces = traces_of(learner)
+        learner.grow(lesson.context, lesson.new)
         trained = fine_tune(
-            self.learner, self.shop.task.restore, lesson.train, lesson.tune, self.schedule,
+            learner, self.shop.task.restore, lesson.train, lesson.tune, self.schedule,
             seed=self.seed + lesson.ledger.updates,
         )
+        ended = time.process_time()
+        self.costs[step] = Cost(lessoned - started, ended - lessoned, traces_of(learner) > traces)
         self.learner, self.ledger = trained.learner, lesson.ledger
-        self.costs[step] = Cost(lessoned - started, time.process_time() - lessoned)
         return lesson
 
     def lesson(self, step: int) -> Lesson:
         """What an update of `step` would read."""
-        replay = (self.schedule.replay_ratio, self.schedule.least_replayed, self.schedule.methods.replay)
+        schedule = self.schedule
+        replay = (schedule.replay_ratio, schedule.least_replayed, schedule.filled_up_to, schedule.methods.replay)
         key = (self.seed, step, *replay)
         if self.lessons is None or self.schedule.methods.replay == "loss":
             return self._lesson(step)
@@ -217,6 +224,11 @@ class WithoutText:
         place, kind = context.schema.get_field_index("text_vector"), context.schema.field("text_vector").type
         zeros = pa.array(np.zeros(len(context) * kind.list_size, np.float32))
         return context.set_column(place, "text_vector", pa.FixedSizeListArray.from_arrays(zeros, kind.list_size))
+
+
+def traces_of(learner: Any) -> int:
+    """How often the learner's training step has been compiled."""
+    return int(learner._trainer._train.experimental_get_tracing_count())
 
 
 def measured_compilation(shop: ShopLog) -> float:

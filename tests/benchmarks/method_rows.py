@@ -61,23 +61,27 @@ def with_schedule(**chosen: Any) -> Callable[[Schedule], Schedule]:
     return lambda schedule: replace(schedule, **chosen)
 
 
+def with_replay(**chosen: Any) -> Callable[[Schedule], Schedule]:
+    """A schedule that replays 512 old examples, with some methods that need them."""
+    return lambda schedule: with_methods(**chosen)(replace(schedule, least_replayed=512))
+
+
 METHODS: Mapping[str, Method] = {
     DEFAULT: Method(with_schedule()),
     "… with other draws": Method(with_schedule(), "what chance alone changes", seed=1000),
-    "no replay": Method(
-        with_schedule(replay_ratio=0.0, least_replayed=0), "a small window forgets most, and here each is a week",
-        without="replay of 512 or half as many as new ones",
+    "replay of 512": Method(with_schedule(least_replayed=512), "a small window has it anyway (`filled_up_to`)"),
+    "replay of 512: recent days": Method(with_replay(replay="recent")),
+    "replay of 512: highest loss": Method(
+        with_replay(replay="loss"), "twice as many are read and scored, beside this CPU"
     ),
-    "replay: twice as much": Method(lambda schedule: replace(schedule, least_replayed=2 * schedule.least_replayed)),
-    "replay: recent days": Method(with_methods(replay="recent")),
-    "replay: highest loss": Method(with_methods(replay="loss"), "twice as many are read and scored, beside this CPU"),
-    "distillation 1": Method(with_methods(distillation=1.0)),
+    "replay of 512, distillation 1": Method(with_replay(distillation=1.0)),
+    "replay of 512, EWC 1000": Method(with_replay(ewc=1000.0)),
     "L2 pull 0.1": Method(with_methods(l2_pull=0.1)),
-    "EWC 1000": Method(with_methods(ewc=1000.0)),
-    "dropout 0": Method(with_methods(dropout=0.0), without="dropout of 0.4"),
-    "dropout 0.2": Method(with_methods(dropout=0.2), without="dropout of 0.4"),
-    "4 passes": Method(with_schedule(epochs=4, patience_epochs=99), without="a single pass"),
-    "up to 4 passes, early stopping": Method(with_schedule(epochs=4), without="a single pass"),
+    "dropout 0": Method(with_methods(dropout=0.0), without="dropout of 0.6"),
+    "dropout 0.2": Method(with_methods(dropout=0.2), without="dropout of 0.6"),
+    "one pass": Method(with_schedule(least_steps=0), without="two passes where there are fewer than 1,024 examples"),
+    "4 passes": Method(with_schedule(epochs=4), "twice as many"),
+    "up to 4 passes, early stopping": Method(with_schedule(epochs=4, patience_epochs=1)),
     "no warm-up": Method(with_schedule(warmup_steps=0), without="warm-up of 5 steps"),
     "learning rate by trials": Method(with_methods(rate_trials=4)),
     "learning rate / 10": Method(
