@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import models
-from models import recommender_service
 from models.compact_recommender import CompactRecommender
 from pipeline.tasks.contract import Package
 
@@ -18,6 +17,8 @@ _WITH_TENSORFLOW = (*_REQUIREMENTS, "tensorflow", "keras", "keras-hub")  # where
 
 def written_package(compact: CompactRecommender, encoder: Any, folder: Path) -> Package:
     """Writes the compact arrays, rounded already, and the text encoder below `folder`, which is emptied first."""
+    from models import recommender_service  # it imports mlflow, 46 MB that training does without
+
     shutil.rmtree(folder, ignore_errors=True)
     compact.save(folder / "recommender")
     small = encoder.compact()
