@@ -55,7 +55,7 @@ def online_retail(seeds: Sequence[int]) -> Part:
     """Next baskets of weeks 44 to 53: all ways side by side."""
     with landed("online_retail", seeds[0]) as shop:
         steps = judged_steps(shop, shop.protocol.first_test_step)
-        compilation = measured_compilation(shop)
+        compilation = measured_compilation(shop, shop.before(steps[0].number))
         ours: list[Any] = [ServedLineage.begin(shop, shop.before(steps[0].number))]
         first = shop.before(steps[0].number)
         here = [Lineage(shop, shop.task.update_schedule, seed).begin(first) for seed in seeds[1:] or seeds]
@@ -126,7 +126,7 @@ def online_retail(seeds: Sequence[int]) -> Part:
 def daily(seeds: Sequence[int]) -> Part:
     """The same weeks, learnt day by day."""
     with landed("online_retail", seeds[0], days=1) as shop:
-        compilation = measured_compilation(shop)
+        compilation = measured_compilation(shop, -1)
         lineage = Lineage(shop, shop.task.update_schedule, seeds[0]).begin(-1)
         never = lineage.copy()
         frames: dict[str, list[pd.DataFrame]] = {"ours": [], "never updated": [], "most bought": []}
@@ -149,7 +149,7 @@ def diginetica(seeds: Sequence[int]) -> Part:
         first = shop.protocol.first_test_step
         schedule = shop.task.update_schedule
         alone = replace(schedule, replay_ratio=0.0, least_replayed=0, filled_up_to=0)
-        compilation = measured_compilation(shop)
+        compilation = measured_compilation(shop, first - 1)
         ours = [Lineage(shop, schedule, seed).begin(first - 1) for seed in seeds]
         ways: dict[str, list[Lineage]] = {
             "ours": ours, "never updated": [ours[0].copy()], "new data only": [ours[0].copy(alone)],

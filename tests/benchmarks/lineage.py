@@ -231,9 +231,14 @@ def traces_of(learner: Any) -> int:
     return int(learner._trainer._train.experimental_get_tracing_count())
 
 
-def measured_compilation(shop: ShopLog) -> float:
-    """CPU-seconds that a process spends once on compiling the steps: a first epoch of a few examples less a second."""
-    tables = shop.tables(shop.before(shop.protocol.first_test_step))
+def measured_compilation(shop: ShopLog, step: int) -> float:
+    """CPU-seconds that a process spends once on compiling the steps: a first epoch of a few examples less a second.
+
+    Args:
+        shop: whose examples.
+        step: they are of what came up to it.
+    """
+    tables = shop.tables(step)
     rows = shop.task.teaching(tables, tables.arrow("events").slice(0, 200))
     few = shop.task.examples(tables, rows)
     learner = shop.task.learner(0)
