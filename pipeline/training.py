@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.tasks.contract import Calibrated, Examples, Learner, Schedule, State
 
 _LEAST_SHARE = 0.01  # of the peak, at the end of a linear fall: the last steps still count
+_MOSTLY_OLD = 0.5  # replayed share beyond which a further pass would above all repeat what was learnt long ago
 _TRIAL_EXAMPLES = 512  # newest tuning examples that judge a learning rate: their mean loss is known to a few percent
 
 
@@ -80,9 +81,10 @@ def fine_tune(
 ) -> Trained:
     """Trains `learner` in place on `train` until the loss on `tune` stops falling.
 
-    Passes end after `schedule.epochs` (more where `least_steps` asks for them), or after `patience_epochs` without a
-    new best (0: the last pass is kept, and no other is judged). At least one pass is kept: an hour of which nothing is
-    learnt would be gone from the ledger and not in the model. Without tuning examples all passes are made.
+    Passes end after `schedule.epochs` (more where `least_steps` asks for them and most examples are new), or after
+    `patience_epochs` without a new best (0: the last pass is kept, and no other is judged). At least one pass is kept:
+    an hour of which nothing is learnt would be gone from the ledger and not in the model. Without tuning examples all
+    passes are made.
 
     What the schedule's methods ask of the learner itself is `Learner.use`'s; the others are here: shrinking, trials
     of learning rates, batches prepared ahead, the mean with the start.
@@ -110,7 +112,7 @@ def fine_tune(
     generator = np.random.default_rng(seed)
     losses: list[float] = []
     best: tuple[float, int, State | None] | None = None
-    steps, epochs = 0, _passes(schedule, examples)
+    steps, epochs = 0, _passes(schedule, examples, float(train.replayed.mean()))
     for epoch in range(1, epochs + 1):
         with _batches(learner, train, schedule, generator) as batches:
             for place, batch in enumerate(batches):
@@ -140,8 +142,10 @@ def fine_tune(
     return Trained(learner, steps, last, tuple(losses), time.monotonic() - started)
 
 
-def _passes(schedule: Schedule, examples: int) -> int:
-    """How many passes are made at most: `epochs`, or as many as make `least_steps`."""
+def _passes(schedule: Schedule, examples: int, replayed: float) -> int:
+    """How many passes are made at most: `epochs`, or as many as make `least_steps` where most examples are new."""
+    if replayed > _MOSTLY_OLD:
+        return schedule.epochs
     steps = math.ceil(examples / schedule.batch_size)
     return max(schedule.epochs, math.ceil(schedule.least_steps / steps))
 

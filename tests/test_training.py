@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.tasks.contract import Examples, Methods, Schedule
+from pipeline.tasks.contract import Examples, Methods, Schedule, together
 from pipeline.training import TrainingDiverged, fine_tune, learning_rate_at
 from tests.price_task import PriceLearner
 from tests.small_shop import hour
@@ -102,6 +102,14 @@ def test_a_small_history_is_passed_over_until_enough_steps_are_made_and_the_rate
     assert done.steps == 10 and rates[0] == 0.3 and rates[4] == pytest.approx(0.18)
     twice = fine_tune(learner(), PriceLearner.restore, prices(*[10.0] * 48), prices(), schedule, seed=1)
     assert twice.steps == 12  # six a pass: both passes are enough
+
+
+def test_a_small_window_that_is_mostly_replayed_is_passed_over_no_more_often() -> None:
+    schedule = replace(SCHEDULE, epochs=1, patience_epochs=0, least_steps=8)
+    new, old = prices(*[10.0] * 8).marked(replayed=False), prices(*[9.0] * 8).marked(replayed=True)
+    for examples, steps in ((together(new, old), 8), (together(new, old, old), 3), (new, 8)):
+        done = fine_tune(learner(), PriceLearner.restore, examples, prices(), schedule, seed=1)
+        assert done.steps == steps
 
 
 @pytest.mark.parametrize("tuned", [prices(), prices(10.0)])

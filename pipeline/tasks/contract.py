@@ -129,8 +129,8 @@ class Schedule:
         most_batch_size: of a history so large that a pass would have more than `steps_a_pass` steps the batches are
             larger, up to this. 0: never.
         steps_a_pass: see `most_batch_size`.
-        least_steps: a small history is passed over more often than `epochs`, until so many steps are made; early
-            stopping ends it before.
+        least_steps: few examples, most of them new, are passed over more often than `epochs`, until so many steps are
+            made; early stopping ends it before.
         enough_steps: after so many steps no further pass begins, however many `epochs` allows: a second pass is for
             small windows. 0: no such end.
         replay_ratio: replayed old examples for each new one.

@@ -79,7 +79,7 @@ METHODS: Mapping[str, Method] = {
     "L2 pull 0.1": Method(with_methods(l2_pull=0.1)),
     "dropout 0": Method(with_methods(dropout=0.0), without="dropout of 0.6"),
     "dropout 0.2": Method(with_methods(dropout=0.2), without="dropout of 0.6"),
-    "one pass": Method(with_schedule(least_steps=0), without="two passes where there are fewer than 1,024 examples"),
+    "one pass": Method(with_schedule(least_steps=0), without="two passes of fewer than 1,024 mostly new examples"),
     "4 passes": Method(with_schedule(epochs=4), "twice as many"),
     "up to 4 passes, early stopping": Method(with_schedule(epochs=4, patience_epochs=1)),
     "no warm-up": Method(with_schedule(warmup_steps=0), without="warm-up of 5 steps"),
