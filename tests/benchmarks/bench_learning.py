@@ -55,9 +55,9 @@ def online_retail(seeds: Sequence[int]) -> Part:
     """Next baskets of weeks 44 to 53: all ways side by side."""
     with landed("online_retail", seeds[0]) as shop:
         steps = judged_steps(shop, shop.protocol.first_test_step)
-        compilation = measured_compilation(shop, shop.before(steps[0].number))
-        ours: list[Any] = [ServedLineage.begin(shop, shop.before(steps[0].number))]
         first = shop.before(steps[0].number)
+        compilation = measured_compilation(shop, first)
+        ours: list[Any] = [ServedLineage.begin(shop, first)]
         here = [Lineage(shop, shop.task.update_schedule, seed).begin(first) for seed in seeds[1:] or seeds]
         ours += here if len(seeds) > 1 else []
         start = here[0]

@@ -105,7 +105,7 @@ def _lineage(
             _ask(learner, learnt, here, labelled, int(share * here.sum()), np.random.default_rng([seed, step]))
         new = learnt.keep(here & labelled)
         schedule = task.update_schedule if step else task.base_schedule
-        wanted = max(int(schedule.replay_ratio * len(new)), schedule.least_replayed) if step else 0
+        wanted = schedule.replayed_beside(len(new)) if step else 0
         replayed = before.take(np.sort(generator.permutation(len(before))[:wanted]))
         learner.grow(_context(learnt.keep(here & ~labelled)), new)
         tune = learnt.keep((step_of <= step) & tuning & labelled)

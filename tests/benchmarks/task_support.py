@@ -52,7 +52,7 @@ def _run(learnt: Examples, asked: Examples, seed: int) -> dict[str, float]:
     for number in range(1, STEPS):
         before = together(*steps[:number])
         schedule = task.update_schedule
-        wanted = max(int(schedule.replay_ratio * len(steps[number])), schedule.least_replayed)
+        wanted = schedule.replayed_beside(len(steps[number]))
         replayed = before.take(np.sort(generator.permutation(len(before))[:wanted]))
         learner, spent = _trained(task, learner, steps[number], replayed, _of_same(tune, steps[: number + 1]),
                                   schedule, seed + number)
