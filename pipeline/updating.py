@@ -31,7 +31,7 @@ from pipeline.registry_errors import PromotionConflict
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
-from pipeline.tasks.contract import AdaptsEncoder
+from pipeline.tasks.contract import AdaptsEncoder, Counts
 from pipeline.unscorable import CannotScore, asking
 
 if TYPE_CHECKING:
@@ -244,6 +244,8 @@ class _Job:
             learner, self.task.restore, lesson.train, lesson.tune, self.task.update_schedule,
             seed=self.settings.seed + lesson.ledger.updates, report=self.report,
         )
+        if isinstance(trained.learner, Counts):
+            trained.learner.count(lesson.new)
         return self._conclude(trained.learner, lesson, judged, champion, {}, read)
 
     def retrain(

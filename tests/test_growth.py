@@ -71,10 +71,16 @@ def learner_of_two_seasons(old_day: int = 0, days: int = 401) -> RecommenderLear
     """Items that were chosen often on a day, trained, and others that came so many days later."""
     learner = RecommenderLearner(seed=7, text_dimension=DIMENSION, encoder=lambda: None)
     for _ in range(3):  # as often as an item must be chosen for a row of its own
-        learner.grow(context([*OLD, *KEPT], old_day), choices([*OLD, *KEPT], old_day))
+        grown(learner, context([*OLD, *KEPT], old_day), choices([*OLD, *KEPT], old_day))
     train(learner, choices([*OLD, *KEPT], old_day))
-    learner.grow(context(KEPT, old_day + days), choices(KEPT, old_day + days))
+    grown(learner, context(KEPT, old_day + days), choices(KEPT, old_day + days))
     return learner
+
+
+def grown(learner: RecommenderLearner, met: pa.Table, taught: Examples) -> None:
+    """As an update that makes no step."""
+    learner.grow(met, taught)
+    learner.count(taught)
 
 
 def train(learner: RecommenderLearner, taught: Examples) -> None:
@@ -118,8 +124,8 @@ def neighbours_of(learner: RecommenderLearner, item: str) -> list[str]:
 def test_a_view_or_a_change_of_price_keeps_an_item() -> None:
     learner = RecommenderLearner(seed=7, text_dimension=DIMENSION, encoder=lambda: None)
     learner.grow(context([*OLD, *KEPT], 0), choices(OLD, 0))
-    learner.grow(context(OLD[:1], 300), choices([], 300))
-    learner.grow(context(KEPT, 450), choices(KEPT, 450))
+    grown(learner, context(OLD[:1], 300), choices([], 300))
+    grown(learner, context(KEPT, 450), choices(KEPT, 450))
     assert ids(learner) == [OLD[0], *KEPT]
 
 
@@ -127,7 +133,7 @@ def test_a_few_old_items_stay_until_dropping_them_is_worth_a_copy_of_the_tables(
     many = [f"k{place}" for place in range(80)]
     learner = RecommenderLearner(seed=7, text_dimension=DIMENSION, encoder=lambda: None)
     learner.grow(context([*OLD, *many], 0), choices(OLD, 0))
-    learner.grow(context(many, 500), choices(many, 500))
+    grown(learner, context(many, 500), choices(many, 500))
     assert ids(learner) == [*OLD, *many]  # 4 of 85 rows
     learner.grow(context(many[:78], 1000), choices(many[:78], 1000))
     assert ids(learner) == many[:78]  # 6 of 85
@@ -181,6 +187,7 @@ def test_training_resumes_bit_for_bit_before_and_after_items_expire(tmp_path: Pa
     for one in (learner, resumed):
         one.grow(context([*KEPT, "new"], 420), choices([*KEPT, "new"], 420))
         train(one, choices(KEPT, 420))
+        one.count(choices([*KEPT, "new"], 420))
     assert ids(learner) == ids(resumed) == [*KEPT, "new"]
     mine, theirs = learner.state().arrays, resumed.state().arrays
     for name, array in mine.items():

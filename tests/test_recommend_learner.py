@@ -20,7 +20,7 @@ import pytest
 
 from models import trainer as trainer_module
 from pipeline.checkpoint import Checkpoint, Ledger, load, save
-from pipeline.tasks.contract import Examples
+from pipeline.tasks.contract import Examples, together
 from pipeline.tasks.recommend_batches import Batcher
 from pipeline.tasks.recommend_examples import EXAMPLES_SCHEMA
 from pipeline.tasks.recommend_learner import RecommenderLearner
@@ -188,6 +188,49 @@ def test_training_does_not_read_the_answer_in_the_counts() -> None:
     assert learner.loss(taught, 100) < loss - 1.0
 
 
+def neighbours_read(learner: RecommenderLearner, taught: Examples) -> np.ndarray:
+    """[n]: what all neighbours of each example's history add up to as it is taught."""
+    [batch] = learner.batches(taught, 64, np.random.default_rng(0))
+    total = np.zeros(len(batch["weight"]), np.float32)
+    np.add.at(total, batch["neighbour_entries"][:, 0], batch["neighbour_value"])
+    return np.sort(total)
+
+
+def test_an_update_teaches_with_the_counts_as_they_stood_before_it() -> None:
+    items = [f"i{place}" for place in range(6)]
+    old = examples([moment(["i1"], history={"i0": (1, 1)})] * 3)
+    new = examples([moment(["i2"], history={"i0": (1, 1)}, day=3)] * 5)
+    learner = untrained(items, old)
+    of_old = learner._neighbours.value.copy()
+    learner.grow(context(items), new)
+    np.testing.assert_array_equal(learner._neighbours.value, of_old)
+    three_times_bought = float(learner._neighbours.value[learner._tables.items.index_of("i0")].sum())
+    assert neighbours_read(learner, new) == pytest.approx([three_times_bought] * 5)
+    # a replayed example is in the counts: its own part is taken off
+    both = together(new.marked(replayed=False), old.marked(replayed=True))
+    two_of_three = [two / 3 * three_times_bought for two in (2, 2, 2)]
+    assert neighbours_read(learner, both) == pytest.approx([*two_of_three, *[three_times_bought] * 5])
+    learner.count(new)
+    assert learner._neighbours.value.sum() > of_old.sum()
+    counted = learner._neighbours.value.copy()
+    learner.count(new)  # asked twice: counted once
+    np.testing.assert_array_equal(learner._neighbours.value, counted)
+
+
+def test_what_waits_to_be_counted_outlives_a_restore_and_is_not_forgotten() -> None:
+    items, new = [f"i{place}" for place in range(6)], examples([moment(["i2"], history={"i0": (1, 1)}, day=3)] * 5)
+    learner = untrained(items, examples([moment(["i1"], history={"i0": (1, 1)})] * 3))
+    learner.grow(context(items), new)
+    with pytest.raises(RuntimeError, match=r"must be counted before it grows again; .* Call count\(\)"):
+        learner.grow(context(items), new)
+    resumed = RecommenderLearner.restore(learner.state(), encoder=lambda: None)
+    np.testing.assert_array_equal(neighbours_read(resumed, new), neighbours_read(learner, new))
+    for one in (learner, resumed):
+        one.count(new)
+    np.testing.assert_array_equal(resumed._neighbours.value, learner._neighbours.value)
+    np.testing.assert_array_equal(resumed._trends.logs(0), learner._trends.logs(0))
+
+
 def test_what_a_learner_leaves_behind_serves_the_next_as_if_new() -> None:
     items, taught, _ = checkerboard()
 
@@ -218,6 +261,7 @@ def test_a_new_item_is_recommended_after_an_update_in_which_it_sells() -> None:
     counts = learner.grow(context(["fresh"]), hour)
     assert (counts["items_new"], counts["rows_admitted"]) == (1, 1)
     train(learner, hour, 20, 3e-3)
+    learner.count(hour)
     assert "fresh" in ranking(learner, moment(["fresh"]))[:5]
 
 

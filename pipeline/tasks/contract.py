@@ -217,7 +217,7 @@ class Learner(Protocol):
     """A model together with its vocabularies, optimizer and random state."""
 
     def grow(self, context: pa.Table, examples: Examples) -> Mapping[str, int]:
-        """Takes in new ids (and changed texts, prices) of the context and counts sightings in the examples.
+        """Takes in new ids (and changed texts, prices) of the context and sightings in the examples.
 
         Returns counts for the log, such as `{"items_new": 12, "rows_admitted": 3}`.
         """
@@ -259,6 +259,18 @@ class Calibrated(Protocol):
 
     def calibrate(self, held_out: Examples) -> None:
         """Fits confidences and thresholds on the tuning examples; called after the last pass, on the pass kept."""
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A learner whose network reads counts of what was chosen, beside its weights. Not every learner is one.
+
+    In service a model reads counts of what was learnt, and nothing of what it is asked. So an update teaches examples
+    with the counts as they stood before these, and counts them afterwards.
+    """
+
+    def count(self, examples: Examples) -> None:
+        """Counts what the learner grew by, once it is taught; what was counted already is not counted again."""
 
 
 @runtime_checkable

@@ -139,7 +139,7 @@ class Batcher:
 
     def __init__(
         self, encoded: Encoded, tables: ItemTables, trends: Trends, neighbours: Neighbours,
-        generator: np.random.Generator, *, counted: bool, mask: float = 0.0, crop: float = 0.0,
+        generator: np.random.Generator, *, counted: bool | np.ndarray, mask: float = 0.0, crop: float = 0.0,
         reword: bool = False,
     ) -> None:
         """Takes the examples and what is known of items.
@@ -148,14 +148,14 @@ class Batcher:
             encoded: the examples.
             tables, trends, neighbours: the learner's.
             generator: draws the candidates of a large catalogue, and what is left out of histories.
-            counted: whether `trends` and `neighbours` have counted these examples.
+            counted: whether `trends` and `neighbours` have counted these examples; [n] bool: each of them.
             mask: chance of each item of a history to be left out.
             crop: share of each history that is cut away, but for one piece.
             reword: whether texts are seen in their other wording at times.
         """
         self._mask, self._crop, self._reword = mask, crop, reword
         self._encoded, self._tables, self._trends, self._neighbours = encoded, tables, trends, neighbours
-        self._generator, self._counted = generator, counted
+        self._generator, self._counted = generator, np.broadcast_to(counted, len(encoded))
         self._moments = trends.moment_of(encoded.times)
         self._exact = len(tables) <= EXACT_ITEMS
         self._place = np.zeros(len(tables), np.int32)  # of an item among a batch's rows; 0 where it is not
@@ -253,7 +253,8 @@ class Batcher:
         """What goes with the newest items, and how often: [pairs, 3] (example, row, place) and [pairs]."""
         near = self._place[self._neighbours.index[newest]]
         value = self._neighbours.value[newest] * (near > 0)
-        if not self._counted:
+        counted = filled(self._counted[chosen].astype(np.float32), len(newest))
+        if not counted.any():
             return _entries(near, value)
         every, encoded = np.arange(len(newest))[:, None], self._encoded
         owner, target = flat_places(encoded.target_offsets, chosen)
@@ -262,13 +263,13 @@ class Batcher:
         # what an example itself has added is taken off again, or training would read the answer
         in_basket = padded(encoded.history_chosen, encoded.history_offsets, chosen, newest.shape)
         times = filled(encoded.times[chosen], len(newest))
-        own = self._neighbours.own(np.arange(newest.shape[1]), in_basket, times)
+        own = self._neighbours.own(np.arange(newest.shape[1]), in_basket, times) * counted[:, None]
         value = value - own[..., None] * is_target[every[..., None], near]
         # the history's items were counted with each item of the basket as well, also those that are no longer shown
         shares = np.zeros((len(newest), rows), np.float32)
         before = padded(encoded.history_index, encoded.history_offsets, chosen, (len(newest), PAIR_HISTORY))
         shares[every, self._place[before]] = 1.0 / (1.0 + np.arange(PAIR_HISTORY, dtype=np.float32))
-        weight = self._neighbours.weight(times)[:, None, None]
+        weight = (self._neighbours.weight(times) * counted)[:, None, None]
         value = value - weight * in_basket[..., None] * shares[every[..., None], near]
         return _entries(near, value)
 

@@ -80,6 +80,7 @@ class RecommenderLearner:
         self._elders = Elders()
         self._start: ItemTables | None = None  # as they were when a job began, for what holds to it
         self._share: Share | None = None  # of the examples, where several workers train
+        self._uncounted = False  # whether what it grew by last waits to be counted
 
     # --- growth ---
 
@@ -91,14 +92,25 @@ class RecommenderLearner:
             )
 
     def grow(self, context: pa.Table, examples: Examples) -> Mapping[str, int]:
-        """Takes in items and what changed of them, and counts what the examples choose.
+        """Takes in items and what changed of them, and what the examples choose.
+
+        That is counted by `count`, once it is taught; by the first examples of all, which have no counts before
+        them, it is done here, and training takes each one's own part off again.
 
         Args:
             context: `item_id`, `category`, `price`, `text_vector`, `last_seen` (time; null: catalogue and events know
                 the item no more); items that are known are overwritten, but for a text whose vector is null, which
                 stays. Without `last_seen` none is dropped. `content_hash`, where vectors are null.
             examples: what will be learnt.
+
+        Raises:
+            RuntimeError: what the learner grew by before is not counted yet.
         """
+        if self._uncounted:
+            raise RuntimeError(
+                "What a recommender grew by must be counted before it grows again; it is not. Call count() with the "
+                "examples of the last grow()."
+            )
         tables, before = self._tables, len(self._tables)
         context = self._texts.of_items(self._without_gone(context))
         known = len(tables)
@@ -121,9 +133,14 @@ class RecommenderLearner:
             tables.see_on(rows, context["last_seen"].cast(pa.date32(), safe=False).cast(pa.int32()).to_numpy())
         grown = len(tables)
         self._expire()
-        admitted = self._count(self._encoded(examples))
+        encoded = self._encoded(examples)
+        admitted = self._admit(encoded)
+        if self._trends.time:
+            self._uncounted = len(examples) > 0
+        else:
+            self._count(encoded)
         return {
-            "items": len(tables) - 1, "items_new": grown - known, "rows_admitted": admitted,
+            "items": len(tables) - 1, "items_new": grown - known, "rows_admitted": len(admitted),
             "items_described": len(rows), "items_gone": before - known, "items_expired": grown - len(tables),
         }
 
@@ -179,14 +196,29 @@ class RecommenderLearner:
         self._elders.keep(kept)
         self._tables.keep(kept)
 
-    def _count(self, encoded: Encoded) -> int:
-        """Counts what is chosen: sightings, trends, what goes together. Returns how many items were admitted."""
+    def _admit(self, encoded: Encoded) -> np.ndarray:
+        """Takes in sightings; returns the rows of the items that get a row of their own by them."""
+        admitted = self._tables.items.see(np.concatenate([encoded.target_index, encoded.rating_index]))
+        self._tables.begin_rows(admitted, self._seed)
+        return admitted
+
+    def count(self, examples: Examples) -> None:
+        """Counts what was chosen, lately and together, in the examples of the last `grow`, after they were taught.
+
+        Until then they are taught with the counts as they stood before them, which is what a model in service reads of
+        whom it answers. With their own window counted (each example's own part taken off) training saw what went
+        together in that very week, and learnt to trust it: DIGINETICA's periods 2 to 5, Recall@20 and MRR@20: 0.497,
+        0.173 so, 0.499, 0.197 as here. An item that was looked at before is wanted again by 22 of 100 in period 2;
+        the models foresaw 14 and 19.
+        """
+        if self._uncounted:
+            self._count(self._encoded(examples))
+            self._uncounted = False
+
+    def _count(self, encoded: Encoded) -> None:
         times = np.repeat(encoded.times, np.diff(encoded.target_offsets))
         self._trends.count(encoded.target_index, times)
         self._neighbours.count(encoded.chosen)
-        admitted = self._tables.items.see(np.concatenate([encoded.target_index, encoded.rating_index]))
-        self._tables.begin_rows(admitted, self._seed)
-        return len(admitted)
 
     def _price_features(self, prices: pa.ChunkedArray) -> np.ndarray:
         """[n, 3]: z-score of the log price (within 4), its square, price known. The scale is that of the first call."""
@@ -252,7 +284,8 @@ class RecommenderLearner:
         encoded = encoded.with_targets_by(share.target_draws(generator))
         groups = share.groups(order, batch_size)
         batcher = Batcher(
-            encoded, self._tables, self._trends, self._neighbours, generator, counted=True,
+            encoded, self._tables, self._trends, self._neighbours, generator,
+            counted=examples.replayed if self._uncounted else True,
             mask=self._methods.history_mask, crop=self._methods.history_crop,
             reword=self._methods.reword,
         )
@@ -373,6 +406,7 @@ class RecommenderLearner:
         meta = {
             "seed": self._seed, "sizes": as_json(self._sizes), "price_scale": self._price_scale,
             "text_dimension": len(self._projection), "optimizer": self._methods.optimizer,
+            "uncounted": self._uncounted,
         }
         weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
         counters = self._trends.arrays("trends") | self._neighbours.arrays("neighbours")
@@ -400,6 +434,7 @@ class RecommenderLearner:
             variable.assign(fitted(state.arrays.get(path), variable.shape))
         learner._texts = Texts.from_arrays(state.arrays, encoder, cached)
         learner._elders = Elders.from_arrays(state.arrays)
+        learner._uncounted = bool(state.meta.get("uncounted", False))
         return learner
 
     # --- for consumers ---

@@ -119,6 +119,7 @@ class _Job:
         learner.grow(lesson.context, lesson.new)
         grown = time.process_time()
         done = fine_tune(learner, task.restore, lesson.train, lesson.tune, task.update_schedule, seed=0)
+        done.learner.count(lesson.new)  # type: ignore[attr-defined]  # a recommender
         ended = time.process_time()
         return {
             "restore": restored - started, "lesson": read - restored, "grow": grown - read, "tune": ended - grown,
@@ -222,7 +223,7 @@ def _memory_child(full: int = FULL, at_first: int = AT_FIRST, step: int = STEP) 
         print(f"{first + step} items: {_peak_gb():.3f} GB", file=sys.stderr, flush=True)
     nothing, days = catalogue(draw, 0, 0), full // step * 7
     for day in range(28):
-        learner.grow(nothing, synthetic_examples(draw, full, 200, day=days + day))
+        _grown(learner, nothing, synthetic_examples(draw, full, 200, day=days + day))
     _train(learner, synthetic_examples(draw, full, 384, day=days + 28), 3)
     assert learner._tables.items.admitted.sum() == full
     assert (learner._neighbours.index[1:] > 0).any(axis=1).all()
@@ -231,11 +232,18 @@ def _memory_child(full: int = FULL, at_first: int = AT_FIRST, step: int = STEP) 
 
 def _take_in(learner: Any, draw: np.random.Generator, first: int, count: int, day: int) -> None:
     """`count` new items, each of them chosen three times by the hour's examples, five thousand examples at once."""
-    learner.grow(catalogue(draw, first, count), synthetic_examples(draw, first + count, 10, day))
+    _grown(learner, catalogue(draw, first, count), synthetic_examples(draw, first + count, 10, day))
     new = draw.permutation(np.tile(np.arange(first, first + count), 3))
     for start in range(0, len(new), 10_000):
         few = new[start : start + 10_000]
-        learner.grow(catalogue(draw, 0, 0), synthetic_examples(draw, first + count, len(few) // 2, day, few, length=4))
+        hour = synthetic_examples(draw, first + count, len(few) // 2, day, few, length=4)
+        _grown(learner, catalogue(draw, 0, 0), hour)
+
+
+def _grown(learner: Any, context: pa.Table, examples: Examples) -> None:
+    """An hour of which nothing is taught."""
+    learner.grow(context, examples)
+    learner.count(examples)
 
 
 def catalogue(draw: np.random.Generator, first: int, count: int) -> pa.Table:

@@ -110,6 +110,7 @@ class Lineage:
             learner, self.shop.task.restore, lesson.train, lesson.tune, self.schedule,
             seed=self.seed + lesson.ledger.updates,
         )
+        trained.learner.count(lesson.new)  # type: ignore[attr-defined]  # a recommender
         ended = time.process_time()
         self.costs[step] = Cost(lessoned - started, ended - lessoned, traces_of(learner) > traces)
         self.learner, self.ledger = trained.learner, lesson.ledger
