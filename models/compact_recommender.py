@@ -14,12 +14,12 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from .int8_rows import from_int8, to_int8
+from .second_hop import LEAST_SEEN, first_steps, second_steps
 
 RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # this and the next four: as in layers.py, which needs TensorFlow
 NEIGHBOUR_HISTORY = 16
 VISIT_DAYS = 1 / 48
 USER_FEATURES = 9
-LEAST_SEEN = 1e-6
 _FILE = "recommender.safetensors"
 _MOST_SEEN = 30_000.0  # float16 ends at 65,504
 
@@ -218,6 +218,38 @@ class CompactRecommender:
                 score /= np.sqrt(np.maximum(arrays["neighbour_seen"][column], LEAST_SEEN))
             total += gains[:, norm] * np.log1p(score * np.exp(-arrays["neighbour_log_scale"][norm]))
         logits[owner, column] += gate[owner, 0] * total
+        if arrays["neighbour_far_gain"]:
+            self._add_second_steps(logits, newest, columns, values, own, gate)
+
+    def _add_second_steps(
+        self, logits: np.ndarray, newest: np.ndarray, columns: np.ndarray, values: np.ndarray, own: np.ndarray,
+        gate: np.ndarray,
+    ) -> None:
+        """Adds, in place, what goes with what goes with the newest items; nothing to the history's own.
+
+        Args:
+            logits: [batch, items] float32.
+            newest: [batch, places] int.
+            columns, values: [batch, places, neighbours], their neighbours and how often.
+            own: [batch x length] int, ascending: request x items + row of every item of the histories.
+            gate: [batch, 1] float32.
+        """
+        arrays, size = self.arrays, len(self.ids)
+        request = np.arange(len(newest))[:, None, None] * size
+
+        def inside(rows: np.ndarray) -> np.ndarray:
+            key = request + rows
+            return own[np.minimum(own.searchsorted(key), len(own) - 1)] == key
+
+        seen = arrays["neighbour_seen"]
+        strength = first_steps(newest, columns, values, seen) * ~inside(columns)
+        reached, score = second_steps(columns, strength, arrays["neighbour_index"], arrays["neighbour_value"], seen)
+        there = (score > 0) & ~inside(reached)
+        key, pair = np.unique((request + reached)[there], return_inverse=True)
+        total = np.bincount(pair, score[there], len(key)).astype(np.float32)
+        owner, column = np.divmod(key, size)
+        total = np.log1p(total * np.exp(-arrays["neighbour_far_log_scale"]))
+        logits[owner, column] += gate[owner, 0] * arrays["neighbour_far_gain"] * total
 
     def rounded(self) -> CompactRecommender:
         """The same as a consumer loads it: item vectors rounded to int8, counts to float16. The gate judges this."""
@@ -277,7 +309,11 @@ def opened(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _widened(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of a version of fewer inputs, those that it did not have counting for nothing."""
-    widened = {"neighbour_own_gain": np.zeros(2, np.float32), **arrays}
+    nothing = np.zeros((), np.float32)
+    widened = {
+        "neighbour_own_gain": np.zeros(2, np.float32), "neighbour_far_gain": nothing,
+        "neighbour_far_log_scale": nothing, **arrays,
+    }
     if "weigh_item" in arrays:
         user = arrays["weigh_item"].size + USER_FEATURES
         copied = len(arrays["weigh_features"]) + len(arrays["trend_mix"]) + USER_FEATURES

@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from .compact_ensemble import CompactEnsemble
-from .compact_recommender import LEAST_SEEN, NEIGHBOUR_HISTORY, RECENCY_DAYS, VISIT_DAYS, CompactRecommender
+from .compact_recommender import NEIGHBOUR_HISTORY, RECENCY_DAYS, VISIT_DAYS, CompactRecommender
+from .second_hop import FIRST_STEPS, LEAST_SEEN
 
 MOST_HISTORY = 256  # distinct items, as recommender_service.py takes
 _OLDEST_DAYS = 36_500.0
@@ -168,7 +169,29 @@ class RecommenderGraph(tf.Module):
             scale = tf.exp(-arrays["neighbour_log_scale"][norm])
             gain, own_gain = arrays["neighbour_gain"][norm], arrays["neighbour_own_gain"][norm]
             total += (gain + is_own * (own_gain - gain)) * tf.math.log1p(score * scale)
-        return total
+        return total + self._far(newest, columns, values, is_own)
+
+    def _far(self, newest: tf.Tensor, near: tf.Tensor, values: tf.Tensor, is_own: tf.Tensor) -> tf.Tensor:
+        """[batch, items]: the second step (second_hop.py), nothing for the history's own items."""
+        arrays, shape = self._arrays, tf.shape(is_own, tf.int64)
+        seen = tf.maximum(tf.cast(arrays["neighbour_seen"], tf.float32), LEAST_SEEN)
+
+        def cosines(value: tf.Tensor, seen_from: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+            return value * tf.math.rsqrt(seen_from[..., None] * tf.gather(seen, rows))
+
+        place = 1.0 + tf.range(tf.shape(newest)[1], dtype=tf.float32)[:, None]
+        outside = 1.0 - tf.gather_nd(is_own, _places(near))
+        strength = cosines(values, tf.gather(seen, newest), near) / place * outside
+        strength *= tf.cast(newest > 0, tf.float32)[..., None]
+        ends, strength = (tf.reshape(one, [shape[0], -1]) for one in (near, strength))
+        strength, strongest = tf.math.top_k(strength, tf.minimum(FIRST_STEPS, tf.shape(strength)[1]))
+        ends = tf.gather(ends, strongest, batch_dims=1)
+        reached = tf.cast(tf.gather(arrays["neighbour_index"], ends), tf.int64)
+        score = cosines(tf.gather(arrays["neighbour_value"], ends), tf.gather(seen, ends), reached)
+        score *= strength[..., None] * tf.cast(reached > 0, tf.float32)
+        total = tf.scatter_nd(_places(reached), score, shape) * (1.0 - is_own)
+        scale = tf.exp(-arrays["neighbour_far_log_scale"])
+        return arrays["neighbour_far_gain"] * tf.math.log1p(total * scale)
 
 
 def _places(columns: tf.Tensor) -> tf.Tensor:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from models.layers import NEIGHBOUR_HISTORY
 from models.losses import NO_ITEM
 from models.recommender import HISTORY_LENGTHS, TARGETS
+from models.second_hop import first_steps, second_steps
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_neighbours import PAIR_HISTORY, Chosen, Neighbours
 from pipeline.tasks.recommend_trends import Trends
@@ -190,7 +191,6 @@ class Batcher:
         rating = filled(encoded.rating_index[chosen], batch_size)
         rows, candidates, correction = self._rows(outside, items, rating)
         moments, moment = np.unique(self._moments[chosen], return_inverse=True)
-        near, near_value = self._near(chosen, items[:, :NEIGHBOUR_HISTORY], len(rows))
         query = self._either(encoded.query_vector[chosen], encoded.query_wording[chosen])
         batch = {
             **history, "rows": rows,
@@ -199,7 +199,7 @@ class Batcher:
             "moment": filled(moment.astype(np.int32), batch_size), "correction": correction,
             "history_index": self._place[items],
             "own_column": np.where(self._place[items] < candidates, self._place[items], 0),
-            "neighbour_entries": near, "neighbour_value": near_value,
+            **self._near(chosen, items, len(rows), candidates),
             "query_vector": filled(query, batch_size),
             "has_query": filled(encoded.has_query[chosen], batch_size),
             "target_index": self._place[outside], "own_targets": place.astype(np.int32),
@@ -249,29 +249,70 @@ class Batcher:
             self._dense[moment] = self._trends.logs(moment)
         return self._dense[moment]
 
-    def _near(self, chosen: np.ndarray, newest: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """What goes with the newest items, and how often: [pairs, 3] (example, row, place) and [pairs]."""
-        near = self._place[self._neighbours.index[newest]]
-        value = self._neighbours.value[newest] * (near > 0)
+    def _near(self, chosen: np.ndarray, items: np.ndarray, rows: int, candidates: int) -> Batch:
+        """What goes with the newest items of the histories, and what with that: the batch's neighbours and far steps.
+
+        No second step is gone from or to what the example has had, nor from what it wants where it was counted: that
+        was counted with the rest of its basket.
+        """
+        table, newest = self._neighbours, items[:, :NEIGHBOUR_HISTORY]
+        every = np.arange(len(newest))[:, None, None]
+        known, value = table.index[newest], table.value[newest]
+        near = self._place[known]
+        own = np.zeros((len(newest), rows), bool)
+        own[every[..., 0], self._place[items]] = True
+        own[:, 0] = False
+        barred = own
         counted = filled(self._counted[chosen].astype(np.float32), len(newest))
-        if not counted.any():
-            return _entries(near, value)
-        every, encoded = np.arange(len(newest))[:, None], self._encoded
-        owner, target = flat_places(encoded.target_offsets, chosen)
-        is_target = np.zeros((len(newest), rows), bool)
-        is_target[owner, self._place[np.where(encoded.target_counted[target], encoded.target_index[target], 0)]] = True
-        # what an example itself has added is taken off again, or training would read the answer
+        if counted.any():
+            wanted = self._wanted(chosen, len(newest), rows)
+            value = self._without_own(chosen, newest, near, value, wanted, counted)
+            barred = own | (wanted & (counted > 0)[:, None])
+        strength = first_steps(newest, known, value, table.seen) * ~barred[every, near]
+        far, score = second_steps(known, strength, table.index, table.value, table.seen)
+        far = self._place[far]
+        example, step, place = np.nonzero((score > 0) & (far > 0) & (far < candidates) & ~own[every, far])
+        entries, near_value = _entries(near, value)
+        return {
+            "neighbour_entries": entries, "neighbour_value": near_value,
+            "far_entries": np.stack([example, far[example, step, place]], axis=1).astype(np.int32),
+            "far_value": score[example, step, place].astype(np.float32),
+        }
+
+    def _wanted(self, chosen: np.ndarray, size: int, rows: int) -> np.ndarray:
+        """[size, rows] bool: the targets of the examples that are counted; row 0 says nothing."""
+        owner, target = flat_places(self._encoded.target_offsets, chosen)
+        targets = np.where(self._encoded.target_counted[target], self._encoded.target_index[target], 0)
+        wanted = np.zeros((size, rows), bool)
+        wanted[owner, self._place[targets]] = True
+        wanted[:, 0] = False
+        return wanted
+
+    def _without_own(
+        self, chosen: np.ndarray, newest: np.ndarray, near: np.ndarray, value: np.ndarray, wanted: np.ndarray,
+        counted: np.ndarray,
+    ) -> np.ndarray:
+        """The counts less what an example itself has added to them, or training would read the answer.
+
+        Args:
+            chosen: which examples.
+            newest: [batch, places] int, the newest items of their histories.
+            near, value: [batch, places, neighbours], their neighbours among the rows, and how often.
+            wanted: see `_wanted`.
+            counted: [batch] float32, 1: was counted.
+        """
+        encoded, every = self._encoded, np.arange(len(newest))[:, None, None]
         in_basket = padded(encoded.history_chosen, encoded.history_offsets, chosen, newest.shape)
         times = filled(encoded.times[chosen], len(newest))
         own = self._neighbours.own(np.arange(newest.shape[1]), in_basket, times) * counted[:, None]
-        value = value - own[..., None] * is_target[every[..., None], near]
+        value = value - own[..., None] * wanted[every, near]
         # the history's items were counted with each item of the basket as well, also those that are no longer shown
-        shares = np.zeros((len(newest), rows), np.float32)
+        shares = np.zeros(wanted.shape, np.float32)
         before = padded(encoded.history_index, encoded.history_offsets, chosen, (len(newest), PAIR_HISTORY))
-        shares[every, self._place[before]] = 1.0 / (1.0 + np.arange(PAIR_HISTORY, dtype=np.float32))
+        shares[every[..., 0], self._place[before]] = 1.0 / (1.0 + np.arange(PAIR_HISTORY, dtype=np.float32))
+        shares[:, 0] = 0.0
         weight = (self._neighbours.weight(times) * counted)[:, None, None]
-        value = value - weight * in_basket[..., None] * shares[every[..., None], near]
-        return _entries(near, value)
+        return np.maximum(value - weight * in_basket[..., None] * shares[every, near], 0.0)
 
 
 def _entries(near: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
