@@ -188,6 +188,22 @@ def test_training_does_not_read_the_answer_in_the_counts() -> None:
     assert learner.loss(taught, 100) < loss - 1.0
 
 
+def test_training_does_not_read_the_answer_by_a_second_step() -> None:
+    # h is bought before a and b, together, once each: a count leads from h over a to b and from nothing else
+    baskets = [moment([f"a{place}", f"b{place}"], history={f"h{place}": (1, 1)}) for place in range(30)]
+    items, taught = [f"{kind}{place}" for kind in "hab" for place in range(30)], examples(baskets)
+    learner = untrained(items, taught)
+    [batch] = learner.batches(taught, 30, np.random.default_rng(0))
+    assert not len(batch["far_entries"]) and not len(batch["neighbour_entries"])
+    asked = Batcher(
+        learner._encoded(taught), learner._tables, learner._trends, learner._neighbours, np.random.default_rng(0),
+        counted=False,
+    ).batch(np.arange(30), 16, 30)
+    example, row = asked["far_entries"].T
+    reached = {(int(one), learner._tables.items.ids[asked["rows"][two]]) for one, two in zip(example, row, strict=True)}
+    assert reached == {(place, f"{kind}{place}") for place in range(30) for kind in "ab"}  # not h: it is in the history
+
+
 def neighbours_read(learner: RecommenderLearner, taught: Examples) -> np.ndarray:
     """[n]: what all neighbours of each example's history add up to as it is taught."""
     [batch] = learner.batches(taught, 64, np.random.default_rng(0))
