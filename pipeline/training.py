@@ -112,7 +112,7 @@ def fine_tune(
     generator = np.random.default_rng(seed)
     losses: list[float] = []
     best: tuple[float, int, State | None] | None = None
-    steps, epochs = 0, _passes(schedule, examples, float(train.replayed.mean()))
+    steps, epochs, patience = 0, _passes(schedule, examples, float(train.replayed.mean())), schedule.patience_epochs
     for epoch in range(1, epochs + 1):
         with _batches(learner, train, schedule, generator) as batches:
             for place, batch in enumerate(batches):
@@ -121,7 +121,7 @@ def fine_tune(
                 learner.train_step(batch, learning_rate_at(steps, schedule, done))
                 steps += 1
         ended = epoch == epochs or 0 < schedule.enough_steps <= steps
-        judged, patience = len(tune) and (ended or schedule.patience_epochs), schedule.patience_epochs
+        judged = len(tune) and (ended or patience)
         if judged:
             losses.append(learner.loss(tune, schedule.batch_size))
             report(f"pass {epoch}: {steps} steps, tuning loss {losses[-1]:.4f}")
