@@ -52,7 +52,7 @@ MESSAGES_ROWS = {
     "sentiment.f1_tenth": ("… a tenth labelled: macro-F1 of rating and recommendation, one network", "{:.1f}", ""),
     "sentiment.f1_tenth_heads_apart": ("… a network for each of the two", "{:.1f}", ""),
     "sentiment.heads_apart_cost": ("… CPU-seconds of two networks beside one", "{:.2f} ×", ""),
-    "sentiment.f1_tenth_asked_for": ("… the tenth that the model asks for", "{:.1f}", ""),
+    "sentiment.f1_tenth_asked_for": ("… the tenth that the model asks for, first seed", "{:.1f}", ""),
     "sentiment.f1_tenth_first_seed": ("… a tenth by chance, first seed", "{:.1f}", ""),
     "sentiment.false_alarms_per_year": ("surge alert, simulated: false alarms a year", "{:.2f}", "≤ 1"),
     "sentiment.windows_to_alarm": ("… windows until a doubled share is found, 100 messages an hour", "{:.1f}", "≤ 3"),
