@@ -16,6 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .second_hop import LEAST_SEEN
+
 RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # a day, a week, a month, a season: the rhythms of buying again
 HISTORY_FEATURES = 8 + len(RECENCY_DAYS)
 USER_FEATURES = 9
@@ -34,7 +36,6 @@ TREND_DAYS = (1.0, 7.0, 28.0, 91.0)
 
 NEIGHBOUR_NORMS = 2
 NEIGHBOUR_HISTORY = 16  # newest items of the history whose neighbours count
-LEAST_SEEN = 1e-6
 _PLACE = 7  # the column 1 / (1 + place) of history_features
 
 COPY_INPUTS = HISTORY_FEATURES + len(TREND_DAYS) + USER_FEATURES
