@@ -10,7 +10,8 @@ import pytest
 from models.layers import NEIGHBOUR_HISTORY
 from pipeline.tasks import recommend_batches
 from pipeline.tasks.contract import Examples
-from pipeline.tasks.recommend_batches import Batcher, Encoded, groups_by_length
+from pipeline.tasks.recommend_batches import Batcher, groups_by_length
+from pipeline.tasks.recommend_encoded import Encoded
 from pipeline.tasks.recommend_learner import RecommenderLearner
 from pipeline.tasks.recommend_neighbours import Neighbours
 from tests.test_recommend_learner import DIMENSION, Moment, context, examples, moment

@@ -29,7 +29,8 @@ from pipeline.evaluation import ranked_metrics
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_baseline import DEEP, K
-from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, groups_by_length, vectors_of
+from pipeline.tasks.recommend_batches import Batch, Batcher, groups_by_length
+from pipeline.tasks.recommend_encoded import Encoded, vectors_of
 from pipeline.tasks.recommend_ensemble import Elders, compact_weights
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_neighbours import Neighbours

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.tasks.contract import Examples, Methods
-from pipeline.tasks.recommend_batches import Batch, Batcher, Encoded, groups_by_length, groups_by_width, owners
+from pipeline.tasks.recommend_batches import Batch, Batcher, groups_by_length, groups_by_width
+from pipeline.tasks.recommend_encoded import Encoded, owners
 
 if TYPE_CHECKING:
     from models.workers import Workers

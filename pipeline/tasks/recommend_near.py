@@ -1,0 +1,117 @@
+"""What goes with the items of a batch's histories, and what goes with that: counts that do not tell the answer.
+
+An example that was counted finds its own basket in the counts; what it has added is taken off before it is taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from models.layers import NEIGHBOUR_HISTORY
+from models.second_hop import first_steps, second_steps
+from pipeline.tasks.recommend_encoded import Encoded, filled, flat_places, padded
+from pipeline.tasks.recommend_neighbours import PAIR_HISTORY, Neighbours
+
+_LEAST = 1e-6  # of a count: what rounding leaves when an example's own part is taken off
+
+
+class Near:
+    """The neighbours of the histories of some examples."""
+
+    def __init__(self, encoded: Encoded, neighbours: Neighbours, counted: bool | np.ndarray) -> None:
+        """Takes the examples, the counts, and whether these hold the examples; [n] bool: each of them."""
+        self._encoded, self._neighbours = encoded, neighbours
+        self._counted = np.broadcast_to(counted, len(encoded))
+
+    def of(
+        self, chosen: np.ndarray, items: np.ndarray, place: np.ndarray, rows: int, candidates: int
+    ) -> Mapping[str, np.ndarray]:
+        """The batch's neighbours and second steps, as `NeighbourHead.call` takes them.
+
+        No second step is gone from or to what the example has had, nor from what it wants where it was counted: that
+        was counted with the rest of its basket.
+
+        Args:
+            chosen: [n] int, which examples.
+            items: [batch, length] int, rows of the items of their histories, newest first, 0: none.
+            place: [items] int32, where an item stands among the batch's rows, 0: nowhere.
+            rows, candidates: how many rows the batch has, and how many of them, the first, may be answers.
+
+        Returns:
+            `neighbour_entries` [pairs, 3] and `far_entries` [steps, 2] int32, `neighbour_value` and `far_value`
+            float32.
+        """
+        table, newest = self._neighbours, items[:, :NEIGHBOUR_HISTORY]
+        every = np.arange(len(newest))[:, None, None]
+        known, value = table.index[newest], table.value[newest]
+        near = place[known]
+        own = np.zeros((len(newest), rows), bool)
+        own[every[..., 0], place[items]] = True
+        own[:, 0] = False
+        barred = own
+        counted = filled(self._counted[chosen].astype(np.float32), len(newest))
+        if counted.any():
+            wanted = self._wanted(chosen, place, own.shape)
+            value = self._without_own(chosen, place[self._before(chosen, len(newest))], near, value, wanted, counted)
+            barred = own | (wanted & (counted > 0)[:, None])
+        strength = first_steps(newest, known, value, table.seen) * ~barred[every, near]
+        far, score = second_steps(known, strength, table.index, table.value, table.seen)
+        far = place[far]
+        steps = np.flatnonzero((score > 0) & (far > 0) & (far < candidates) & ~own[every, far])
+        pairs = np.flatnonzero((near > 0) & (value > _LEAST))
+        example, of = np.divmod(pairs, near[0].size)
+        return {
+            "neighbour_entries": _side_by_side(example, near.ravel()[pairs], of // near.shape[2]),
+            "neighbour_value": value.ravel()[pairs],
+            "far_entries": _side_by_side(steps // far[0].size, far.ravel()[steps]),
+            "far_value": score.ravel()[steps],
+        }
+
+    def _before(self, chosen: np.ndarray, size: int) -> np.ndarray:
+        """[size, PAIR_HISTORY] int: the items that were counted with the baskets, shown or not."""
+        encoded = self._encoded
+        return padded(encoded.history_index, encoded.history_offsets, chosen, (size, PAIR_HISTORY))
+
+    def _wanted(self, chosen: np.ndarray, place: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """[batch, rows] bool: the targets of the examples that are counted; row 0 says nothing."""
+        owner, target = flat_places(self._encoded.target_offsets, chosen)
+        targets = np.where(self._encoded.target_counted[target], self._encoded.target_index[target], 0)
+        wanted = np.zeros(shape, bool)
+        wanted[owner, place[targets]] = True
+        wanted[:, 0] = False
+        return wanted
+
+    def _without_own(
+        self, chosen: np.ndarray, before: np.ndarray, near: np.ndarray, value: np.ndarray, wanted: np.ndarray,
+        counted: np.ndarray,
+    ) -> np.ndarray:
+        """The counts less what an example itself has added to them, or training would read the answer.
+
+        Args:
+            chosen: which examples.
+            before: [batch, PAIR_HISTORY] int, the items that were counted with the basket, among the rows.
+            near, value: [batch, places, neighbours], neighbours of the newest items among the rows, and how often.
+            wanted: see `_wanted`.
+            counted: [batch] float32, 1: was counted.
+        """
+        encoded, every = self._encoded, np.arange(len(near))[:, None, None]
+        in_basket = padded(encoded.history_chosen, encoded.history_offsets, chosen, near.shape[:2])
+        times = filled(encoded.times[chosen], len(near))
+        own = self._neighbours.own(np.arange(near.shape[1]), in_basket, times) * counted[:, None]
+        value = value - own[..., None] * wanted[every, near]
+        # the history's items were counted with each item of the basket as well, also those that are no longer shown
+        shares = np.zeros(wanted.shape, np.float32)
+        shares[every[..., 0], before] = 1.0 / (1.0 + np.arange(PAIR_HISTORY, dtype=np.float32))
+        shares[:, 0] = 0.0
+        weight = (self._neighbours.weight(times) * counted)[:, None, None]
+        return np.maximum(value - weight * in_basket[..., None] * shares[every, near], 0.0)
+
+
+def _side_by_side(*columns: np.ndarray) -> np.ndarray:
+    """[n, columns] int32."""
+    table = np.empty((len(columns[0]), len(columns)), np.int32)
+    for number, column in enumerate(columns):
+        table[:, number] = column
+    return table
