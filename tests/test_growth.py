@@ -118,7 +118,7 @@ def test_what_stays_keeps_its_own_row_moments_sightings_and_neighbours() -> None
 
 def neighbours_of(learner: RecommenderLearner, item: str) -> list[str]:
     known = learner._tables.items
-    return [known.ids[place] for place in learner._neighbours.index[known.index_of(item)] if place]
+    return [known.ids[place] for place in learner._counters.neighbours.index[known.index_of(item)] if place]
 
 
 def test_a_view_or_a_change_of_price_keeps_an_item() -> None:

@@ -61,9 +61,7 @@ def batcher_of(
 ) -> Batcher:
     encoded = learner._encoded(taught) if isinstance(taught, Examples) else taught
     generator = np.random.default_rng(0)
-    return Batcher(
-        encoded, learner._tables, learner._trends, learner._neighbours, generator, counted=counted, mask=mask
-    )
+    return Batcher(encoded, learner._tables, learner._counters, generator, counted=counted, mask=mask)
 
 
 def losses(learner: RecommenderLearner, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -130,7 +128,7 @@ def test_after_several_batches_indices_still_point_at_their_items(
         request.getfixturevalue("sampled")
     encoded = learner._encoded(examples(counted))
     batcher = batcher_of(learner, encoded, counted=True)
-    moments = learner._trends.moment_of(encoded.times)
+    moments = learner._counters.trends.moment_of(encoded.times)
     for start in range(0, 96, 12):
         chosen = np.arange(start, start + 12)
         batch = batcher.batch(chosen, 64, 12)
@@ -148,11 +146,11 @@ def test_after_several_batches_indices_still_point_at_their_items(
             assert (rows[same][same > 0] == listed[same > 0]).all()
             assert np.isin(listed[(same == 0) & (listed > 0)], rows[:candidates]).sum() == 0
             np.testing.assert_array_equal(
-                batch["trend"][batch["moment"][place]], learner._trends.logs(int(moments[example]), rows)
+                batch["trend"][batch["moment"][place]], learner._counters.trends.logs(int(moments[example]), rows)
             )
         assert rows[batch["rating_index"]].tolist() == encoded.rating_index[chosen].tolist()
         np.testing.assert_array_equal(batch["rows_text"], learner._tables.text(rows))
-        np.testing.assert_array_equal(batch["rows_seen"], learner._neighbours.seen[rows])
+        np.testing.assert_array_equal(batch["rows_seen"], learner._counters.neighbours.seen[rows])
 
 
 @pytest.mark.parametrize("items", ["all are candidates", "some are drawn"])
@@ -161,7 +159,7 @@ def test_neighbours_of_a_history_are_those_among_the_rows(
 ) -> None:
     if items == "some are drawn":
         request.getfixturevalue("sampled")
-    encoded, table = learner._encoded(examples(counted)), learner._neighbours
+    encoded, table = learner._encoded(examples(counted)), learner._counters.neighbours
     batcher = batcher_of(learner, encoded, counted=False)
     for start in (60, 80, 0):  # earlier batches leave nothing behind
         batch = batcher.batch(np.arange(start, min(start + 40, 100)), 64, 40)
@@ -214,7 +212,7 @@ def test_an_example_sees_the_counts_of_its_targets_as_if_it_had_not_been_counted
     less = same = 0
     for place in range(30):
         table = neighbours_without(learner, moments, place)
-        scale = float(learner._neighbours.weight(encoded.times[:1])[0] / table.weight(encoded.times[:1])[0])
+        scale = float(learner._counters.neighbours.weight(encoded.times[:1])[0] / table.weight(encoded.times[:1])[0])
         history = batches[0]["rows"][batches[0]["history_index"][place]]
         started, ended = encoded.history_offsets[place : place + 2]
         targets = set(batches[0]["rows"][batches[0]["target_index"][place]])

@@ -85,7 +85,7 @@ def ranking(learner: RecommenderLearner, one: Moment) -> list[str]:
 
 def compact_logits(learner: RecommenderLearner, asked: Examples) -> np.ndarray:
     """[n, items], as consumers compute them; column 0 is no item."""
-    encoded, trends = learner._encoded(asked), learner._trends
+    encoded, trends = learner._encoded(asked), learner._counters.trends
     history = encoded.history(np.arange(len(encoded)), (len(encoded), 256))
     return learner.compact().logits(
         history["history_index"], history["history_counts"], history["history_views"], history["history_days"],
@@ -99,7 +99,7 @@ def network_logits(learner: RecommenderLearner, asked: Examples) -> np.ndarray:
     """[n, items], as the network computes them for a batch that was not counted; column 0 is no item."""
     tables, generator = learner._tables, np.random.default_rng(0)
     batcher = Batcher(
-        learner._encoded(asked), tables, learner._trends, learner._neighbours, generator, counted=False
+        learner._encoded(asked), tables, learner._counters, generator, counted=False
     )
     arrays = dict(batcher.batch(np.arange(len(asked)), 256, len(asked)))
     rows = arrays.pop("rows")
@@ -196,7 +196,7 @@ def test_training_does_not_read_the_answer_by_a_second_step() -> None:
     [batch] = learner.batches(taught, 30, np.random.default_rng(0))
     assert not len(batch["far_entries"]) and not len(batch["neighbour_entries"])
     asked = Batcher(
-        learner._encoded(taught), learner._tables, learner._trends, learner._neighbours, np.random.default_rng(0),
+        learner._encoded(taught), learner._tables, learner._counters, np.random.default_rng(0),
         counted=False,
     ).batch(np.arange(30), 16, 30)
     example, row = asked["far_entries"].T
@@ -217,20 +217,20 @@ def test_an_update_teaches_with_the_counts_as_they_stood_before_it() -> None:
     old = examples([moment(["i1"], history={"i0": (1, 1)})] * 3)
     new = examples([moment(["i2"], history={"i0": (1, 1)}, day=3)] * 5)
     learner = untrained(items, old)
-    of_old = learner._neighbours.value.copy()
+    of_old = learner._counters.neighbours.value.copy()
     learner.grow(context(items), new)
-    np.testing.assert_array_equal(learner._neighbours.value, of_old)
-    three_times_bought = float(learner._neighbours.value[learner._tables.items.index_of("i0")].sum())
+    np.testing.assert_array_equal(learner._counters.neighbours.value, of_old)
+    three_times_bought = float(learner._counters.neighbours.value[learner._tables.items.index_of("i0")].sum())
     assert neighbours_read(learner, new) == pytest.approx([three_times_bought] * 5)
     # a replayed example is in the counts: its own part is taken off
     both = together(new.marked(replayed=False), old.marked(replayed=True))
     two_of_three = [two / 3 * three_times_bought for two in (2, 2, 2)]
     assert neighbours_read(learner, both) == pytest.approx([*two_of_three, *[three_times_bought] * 5])
     learner.count(new)
-    assert learner._neighbours.value.sum() > of_old.sum()
-    counted = learner._neighbours.value.copy()
+    assert learner._counters.neighbours.value.sum() > of_old.sum()
+    counted = learner._counters.neighbours.value.copy()
     learner.count(new)  # asked twice: counted once
-    np.testing.assert_array_equal(learner._neighbours.value, counted)
+    np.testing.assert_array_equal(learner._counters.neighbours.value, counted)
 
 
 def test_what_waits_to_be_counted_outlives_a_restore_and_is_not_forgotten() -> None:
@@ -243,8 +243,8 @@ def test_what_waits_to_be_counted_outlives_a_restore_and_is_not_forgotten() -> N
     np.testing.assert_array_equal(neighbours_read(resumed, new), neighbours_read(learner, new))
     for one in (learner, resumed):
         one.count(new)
-    np.testing.assert_array_equal(resumed._neighbours.value, learner._neighbours.value)
-    np.testing.assert_array_equal(resumed._trends.logs(0), learner._trends.logs(0))
+    np.testing.assert_array_equal(resumed._counters.neighbours.value, learner._counters.neighbours.value)
+    np.testing.assert_array_equal(resumed._counters.trends.logs(0), learner._counters.trends.logs(0))
 
 
 def test_what_a_learner_leaves_behind_serves_the_next_as_if_new() -> None:
@@ -332,9 +332,9 @@ def test_the_logits_that_consumers_compute_are_the_networks() -> None:
         variable.assign_add(generator.normal(0.0, 0.1, variable.shape))
     network, compact = network_logits(learner, asked), compact_logits(learner, asked)
     np.testing.assert_allclose(compact[:, 1:], network[:, 1:], atol=1e-3, rtol=1e-4)
-    moments = learner._trends.moment_of(learner._encoded(asked).times)
+    moments = learner._counters.trends.moment_of(learner._encoded(asked).times)
     assert len(np.unique(moments)) > 5  # trends of several times
-    learner._neighbours.value[:] = 0.0
+    learner._counters.neighbours.value[:] = 0.0
     assert np.abs(compact_logits(learner, asked) - compact)[:-1].max(axis=1).min() > 0.01  # neighbours of each history
 
 

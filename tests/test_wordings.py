@@ -80,7 +80,7 @@ def test_batches_show_each_text_as_it_is_and_reworded_about_as_often() -> None:
 
     def shown(*, reword: bool) -> tuple[np.ndarray, np.ndarray]:
         batcher = Batcher(
-            encoded, tables, learner._trends, learner._neighbours, np.random.default_rng(3), counted=True,
+            encoded, tables, learner._counters, np.random.default_rng(3), counted=True,
             reword=reword,
         )
         batch = batcher.batch(np.arange(100), 16, 100)

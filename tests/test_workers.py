@@ -53,7 +53,7 @@ def batches_of(learner: RecommenderLearner, own: Examples, share: Share | None) 
     of = share or Whole(encoded)
     order = generator.permutation(len(of))
     encoded = encoded.with_targets_by(of.target_draws(generator))
-    batcher = Batcher(encoded, learner._tables, learner._trends, learner._neighbours, generator, counted=True)
+    batcher = Batcher(encoded, learner._tables, learner._counters, generator, counted=True)
     made = [dict(of.batch(batcher, chosen, length)) for chosen, length in of.groups(order, 8)]
     return [(arrays.pop("rows"), arrays) for arrays in made]
 

@@ -12,11 +12,10 @@ import numpy as np
 
 from models.losses import NO_ITEM
 from models.recommender import HISTORY_LENGTHS, TARGETS
+from pipeline.tasks.recommend_counters import Counters
 from pipeline.tasks.recommend_encoded import Encoded, filled, padded
 from pipeline.tasks.recommend_items import ItemTables
 from pipeline.tasks.recommend_near import Near
-from pipeline.tasks.recommend_neighbours import Neighbours
-from pipeline.tasks.recommend_trends import Trends
 
 # Up to so many items the softmax is over all of them: no sampling error. A step of 128 costs 60 CPU-ms with 8,000 items
 # (sampled: 34), 109 with 16,000 (35), 395 with 64,000 (35); the break-even is at 2,000 (bench_growth.py, two cores).
@@ -32,23 +31,23 @@ class Batcher:
     """Makes the batches of one pass over examples."""
 
     def __init__(
-        self, encoded: Encoded, tables: ItemTables, trends: Trends, neighbours: Neighbours,
-        generator: np.random.Generator, *, counted: bool | np.ndarray, mask: float = 0.0, crop: float = 0.0,
-        reword: bool = False,
+        self, encoded: Encoded, tables: ItemTables, counters: Counters, generator: np.random.Generator, *,
+        counted: bool | np.ndarray, mask: float = 0.0, crop: float = 0.0, reword: bool = False,
     ) -> None:
         """Takes the examples and what is known of items.
 
         Args:
             encoded: the examples.
-            tables, trends, neighbours: the learner's.
+            tables, counters: the learner's.
             generator: draws the candidates of a large catalogue, and what is left out of histories.
-            counted: whether `trends` and `neighbours` have counted these examples; [n] bool: each of them.
+            counted: whether `counters` hold these examples; [n] bool: each of them.
             mask: chance of each item of a history to be left out.
             crop: share of each history that is cut away, but for one piece.
             reword: whether texts are seen in their other wording at times.
         """
         self._mask, self._crop, self._reword = mask, crop, reword
-        self._encoded, self._tables, self._trends, self._neighbours = encoded, tables, trends, neighbours
+        trends, neighbours = counters.trends, counters.neighbours
+        self._encoded, self._tables, self._trends, self._seen = encoded, tables, trends, neighbours.seen
         self._generator, self._near = generator, Near(encoded, neighbours, counted)
         self._moments = trends.moment_of(encoded.times)
         self._exact = len(tables) <= EXACT_ITEMS
@@ -127,7 +126,7 @@ class Batcher:
         text = self._tables.text(rows)
         if self._reword:
             text = self._either(text, self._tables.wording(rows))
-        return {"rows_text": text, "rows_price": self._tables.price(rows), "rows_seen": self._neighbours.seen[rows]}
+        return {"rows_text": text, "rows_price": self._tables.price(rows), "rows_seen": self._seen[rows]}
 
     def _either(self, vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
         """The vectors [n, width], or where texts are reworded some of the others in their places."""

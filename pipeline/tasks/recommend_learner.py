@@ -1,8 +1,8 @@
 """The recommender as a learner: it takes in new items, trains, scores, and packs itself for consumers.
 
 The network works on the arrays of a batch (models/recommender.py); this file holds what lies between it and the
-catalogue: tables that grow (recommend_items.py), what was chosen lately (recommend_trends.py) and together
-(recommend_neighbours.py), the judge's metrics, state and package.
+catalogue: tables that grow (recommend_items.py), what was chosen lately and together (recommend_counters.py), the
+judge's metrics, state and package.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_baseline import DEEP, K
 from pipeline.tasks.recommend_batches import Batch, Batcher, groups_by_length
+from pipeline.tasks.recommend_counters import Counters
 from pipeline.tasks.recommend_encoded import Encoded, vectors_of
 from pipeline.tasks.recommend_ensemble import Elders, compact_weights
-from pipeline.tasks.recommend_items import ItemTables
+from pipeline.tasks.recommend_items import ItemTables, PriceScale
 from pipeline.tasks.recommend_neighbours import Neighbours
 from pipeline.tasks.recommend_package import written_package
 from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
@@ -71,17 +72,16 @@ class RecommenderLearner:
         self._seed = seed
         self._texts = Texts(encoder, cached)
         self._sizes = sizes or RecommenderSizes(min(text_dimension, TEXT_DIMENSION))
-        self._price_scale: tuple[float, float] | None = None
+        self._prices = PriceScale()
         self._projection = np.eye(text_dimension, self._sizes.text_dimension, dtype=np.float32)
         self._tables = ItemTables(self._sizes.text_dimension, self._sizes.dimension)
-        self._trends, self._neighbours = Trends(), Neighbours()
+        self._counters = Counters(Trends(), Neighbours())
         self._trainer = Trainer.lent_to(self, self._sizes, seed)
         self._network = self._trainer.network
         self._methods = Methods()
         self._elders = Elders()
         self._start: ItemTables | None = None  # as they were when a job began, for what holds to it
         self._share: Share | None = None  # of the examples, where several workers train
-        self._uncounted = False  # whether what it grew by last waits to be counted
 
     # --- growth ---
 
@@ -95,8 +95,7 @@ class RecommenderLearner:
     def grow(self, context: pa.Table, examples: Examples) -> Mapping[str, int]:
         """Takes in items and what changed of them, and what the examples choose.
 
-        That is counted by `count`, once it is taught; by the first examples of all, which have no counts before
-        them, it is done here, and training takes each one's own part off again.
+        What later examples than the first of all choose is counted by `count`, once it is taught.
 
         Args:
             context: `item_id`, `category`, `price`, `text_vector`, `last_seen` (time; null: catalogue and events know
@@ -107,26 +106,21 @@ class RecommenderLearner:
         Raises:
             RuntimeError: what the learner grew by before is not counted yet.
         """
-        if self._uncounted:
-            raise RuntimeError(
-                "What a recommender grew by must be counted before it grows again; it is not. Call count() with the "
-                "examples of the last grow()."
-            )
+        self._counters.refuse_more()
         tables, before = self._tables, len(self._tables)
         context = self._texts.of_items(self._without_gone(context))
         known = len(tables)
         rows = tables.items.grow(context["item_id"].to_pylist())
         tables.categories.grow(sorted({name for name in context["category"].to_pylist() if name}))
         tables.grow()
-        self._trends.grow(len(tables))
-        self._neighbours.grow(len(tables))
+        self._counters.grow(len(tables))
         self._elders.grow(len(tables), len(tables.categories))
         if len(rows):
             if known == 1:
                 vectors = vectors_of(context["text_vector"], len(self._projection))
                 self._projection = principal_directions(vectors, self._projection.shape[1])
                 del vectors
-            text, price = self._text_of(context, rows, known), self._price_features(context["price"])
+            text, price = self._text_of(context, rows, known), self._prices.features(context["price"])
             tables.describe(rows, text, price, tables.categories.indices_of(context["category"].cast(pa.string())))
             if "wording_vector" in context.column_names:
                 tables.describe_otherwise(rows, self._projected(context["wording_vector"]))
@@ -136,10 +130,7 @@ class RecommenderLearner:
         self._expire()
         encoded = self._encoded(examples)
         admitted = self._admit(encoded)
-        if self._trends.time:
-            self._uncounted = len(examples) > 0
-        else:
-            self._count(encoded)
+        self._counters.take_in(encoded)
         return {
             "items": len(tables) - 1, "items_new": grown - known, "rows_admitted": len(admitted),
             "items_described": len(rows), "items_gone": before - known, "items_expired": grown - len(tables),
@@ -192,8 +183,7 @@ class RecommenderLearner:
         kept = np.flatnonzero(~dropped)
         moved = np.zeros(len(dropped), np.int64)
         moved[kept] = np.arange(len(kept))
-        self._trends.keep(kept, moved)
-        self._neighbours.keep(kept, moved)
+        self._counters.keep(kept, moved)
         self._elders.keep(kept)
         self._tables.keep(kept)
 
@@ -204,33 +194,9 @@ class RecommenderLearner:
         return admitted
 
     def count(self, examples: Examples) -> None:
-        """Counts what was chosen, lately and together, in the examples of the last `grow`, after they were taught.
-
-        Until then they are taught with the counts as they stood before them, which is what a model in service reads of
-        whom it answers. With their own window counted (each example's own part taken off) training saw what went
-        together in that very week, and learnt to trust it: DIGINETICA's periods 2 to 5, Recall@20 and MRR@20: 0.497,
-        0.173 so, 0.499, 0.197 as here. An item that was looked at before is wanted again by 22 of 100 in period 2;
-        the models foresaw 14 and 19.
-        """
-        if self._uncounted:
-            self._count(self._encoded(examples))
-            self._uncounted = False
-
-    def _count(self, encoded: Encoded) -> None:
-        times = np.repeat(encoded.times, np.diff(encoded.target_offsets))
-        self._trends.count(encoded.target_index, times)
-        self._neighbours.count(encoded.chosen)
-
-    def _price_features(self, prices: pa.ChunkedArray) -> np.ndarray:
-        """[n, 3]: z-score of the log price (within 4), its square, price known. The scale is that of the first call."""
-        values = prices.cast(pa.float64()).to_numpy()
-        known = np.isfinite(values) & (values > 0)
-        logs = np.log(np.where(known, values, 1.0))
-        if self._price_scale is None and known.any():
-            self._price_scale = float(logs[known].mean()), float(max(logs[known].std(), 1e-3))
-        mean, deviation = self._price_scale or (0.0, 1.0)
-        scores = np.clip((logs - mean) / deviation, -4.0, 4.0) * known
-        return np.stack([scores, scores**2, known], axis=1).astype(np.float32)
+        """Counts what was chosen, lately and together, in the examples of the last `grow`, after they were taught."""
+        if self._counters.waiting:
+            self._counters.count(self._encoded(examples))
 
     # --- training ---
 
@@ -269,7 +235,7 @@ class RecommenderLearner:
         generator = np.random.default_rng(0)
         chosen = examples.take(generator.permutation(len(examples))[:_WEIGHED_EXAMPLES])
         encoded = self._encoded(chosen)
-        batcher = Batcher(encoded, self._tables, self._trends, self._neighbours, generator, counted=True)
+        batcher = Batcher(encoded, self._tables, self._counters, generator, counted=True)
         for one, length in groups_by_length(encoded, np.arange(len(chosen)), 1):
             arrays = dict(batcher.batch(one, length, 1))
             yield self._tables.rows(arrays.pop("rows")), arrays
@@ -285,8 +251,8 @@ class RecommenderLearner:
         encoded = encoded.with_targets_by(share.target_draws(generator))
         groups = share.groups(order, batch_size)
         batcher = Batcher(
-            encoded, self._tables, self._trends, self._neighbours, generator,
-            counted=examples.replayed if self._uncounted else True,
+            encoded, self._tables, self._counters, generator,
+            counted=self._counters.hold(examples.replayed),
             mask=self._methods.history_mask, crop=self._methods.history_crop,
             reword=self._methods.reword,
         )
@@ -318,7 +284,7 @@ class RecommenderLearner:
         """[n] float32: each example's training loss without dropout; `learnt`: whether they were counted."""
         encoded = self._encoded(examples)
         generator = np.random.default_rng(0)  # the same candidates each time
-        batcher = Batcher(encoded, self._tables, self._trends, self._neighbours, generator, counted=learnt)
+        batcher = Batcher(encoded, self._tables, self._counters, generator, counted=learnt)
         losses = np.zeros(len(examples), np.float32)
         for chosen, length in groups_by_length(encoded, np.arange(len(examples)), batch_size):
             arrays = dict(batcher.batch(chosen, length, len(chosen)))
@@ -373,7 +339,7 @@ class RecommenderLearner:
 
         Of an example that happened after all that was learnt, that is the newest trend: as in service.
         """
-        compact, trends = self.compact().rounded(), self._trends
+        compact, trends = self.compact().rounded(), self._counters.trends
         moments = trends.moment_of(encoded.times)
         ranked = np.full((len(encoded), k), -1, np.int64)
         for chosen, length in groups_by_length(encoded, np.arange(len(encoded)), _SCORED_AT_ONCE):
@@ -405,13 +371,12 @@ class RecommenderLearner:
     def state(self) -> State:
         """Weights, slots and seed generators' states, tables with their moments, vocabularies, counters."""
         meta = {
-            "seed": self._seed, "sizes": as_json(self._sizes), "price_scale": self._price_scale,
+            "seed": self._seed, "sizes": as_json(self._sizes), "price_scale": self._prices.as_json(),
             "text_dimension": len(self._projection), "optimizer": self._methods.optimizer,
-            "uncounted": self._uncounted,
+            "uncounted": self._counters.waiting,
         }
         weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
-        counters = self._trends.arrays("trends") | self._neighbours.arrays("neighbours")
-        held = self._tables.arrays() | counters | self._elders.arrays() | self._texts.arrays()
+        held = self._tables.arrays() | self._counters.arrays() | self._elders.arrays() | self._texts.arrays()
         return State(weights | held | {"projection": self._projection.copy()}, meta)
 
     @classmethod
@@ -424,29 +389,26 @@ class RecommenderLearner:
             sizes=RecommenderSizes(**state.meta["sizes"]),
         )
         state = replace(state, arrays=newer_weights(state.arrays))
-        scale = state.meta["price_scale"]
-        learner._price_scale = None if scale is None else (scale[0], scale[1])
+        learner._prices = PriceScale.from_json(state.meta["price_scale"])
         learner._projection = np.array(state.arrays["projection"])
         learner._tables = ItemTables.from_arrays(state.arrays)
-        learner._trends = Trends.from_arrays(state.arrays, "trends")
-        learner._neighbours = Neighbours.from_arrays(state.arrays, "neighbours")
+        learner._counters = Counters.from_arrays(state.arrays, waiting=bool(state.meta.get("uncounted", False)))
         learner.use(Methods(optimizer=state.meta["optimizer"]), Examples(pa.table({})))
         for path, variable in variables_of(learner._trainer).items():
             variable.assign(fitted(state.arrays.get(path), variable.shape))
         learner._texts = Texts.from_arrays(state.arrays, encoder, cached)
         learner._elders = Elders.from_arrays(state.arrays)
-        learner._uncounted = bool(state.meta.get("uncounted", False))
         return learner
 
     # --- for consumers ---
 
     def compact(self) -> CompactRecommender:
         """The recommender in plain arrays, as consumers use it, with the versions that answer with it."""
-        everything, neighbours = np.arange(len(self._tables)), self._neighbours
+        everything, counters = np.arange(len(self._tables)), self._counters
         newest = compact_weights(self._network, self._tables, self._tables.rows(everything)) | {
-            "trend": self._trends.logs(len(self._trends.moments)), "text_projection": self._projection,
-            "neighbour_index": neighbours.index, "neighbour_value": neighbours.value,
-            "neighbour_seen": neighbours.seen,
+            "trend": counters.trends.logs(len(counters.trends.moments)), "text_projection": self._projection,
+            "neighbour_index": counters.neighbours.index, "neighbour_value": counters.neighbours.value,
+            "neighbour_seen": counters.neighbours.seen,
         }
         if not len(self._elders):
             return CompactRecommender(self._tables.items.ids, newest)

@@ -226,7 +226,7 @@ def _memory_child(full: int = FULL, at_first: int = AT_FIRST, step: int = STEP) 
         _grown(learner, nothing, synthetic_examples(draw, full, 200, day=days + day))
     _train(learner, synthetic_examples(draw, full, 384, day=days + 28), 3)
     assert learner._tables.items.admitted.sum() == full
-    assert (learner._neighbours.index[1:] > 0).any(axis=1).all()
+    assert (learner._counters.neighbours.index[1:] > 0).any(axis=1).all()
     print(json.dumps({"peak_gb": _peak_gb()}))
 
 
