@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from .compact_neighbours import CompactNeighbours
 from .int8_rows import from_int8, to_int8
-from .second_hop import LEAST_SEEN, first_steps, second_steps
+from .item_steps import LEAST_SEEN
 
 RECENCY_DAYS = (1.0, 7.0, 30.0, 90.0)  # this and the next four: as in layers.py, which needs TensorFlow
-NEIGHBOUR_HISTORY = 16
 VISIT_DAYS = 1 / 48
 USER_FEATURES = 9
 _FILE = "recommender.safetensors"
@@ -49,6 +49,7 @@ class CompactRecommender:
         self.arrays = {name: np.ascontiguousarray(array) for name, array in _widened(arrays).items()}
         self._popularity = self.arrays["trend"] @ self.arrays["trend_mix"]  # once: a request should cost one product
         self._lengths = np.linalg.norm(self.arrays["items"], axis=1)
+        self._neighbours = CompactNeighbours(self.arrays)
 
     def logits(
         self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray,
@@ -91,7 +92,7 @@ class CompactRecommender:
             logits += gates[:, :1] * popularity
             gate = gates[:, 1:2]
         if index.size:
-            self._add_neighbours(logits, index, features, gate)
+            self._neighbours.add(logits, index, features, gate)
             np.add.at(logits, (np.arange(len(index))[:, None], index), gate * again)
         return logits
 
@@ -128,24 +129,15 @@ class CompactRecommender:
         again: np.ndarray = np.zeros(len(self.ids), np.float32)
         np.add.at(again, index[0], copied[0])
         together: np.ndarray = np.zeros((1, len(self.ids)), np.float32)
-        self._add_neighbours(together, index, features, np.ones((1, 1), np.float32))
+        self._neighbours.add(together, index, features, np.ones((1, 1), np.float32))
         words: np.ndarray = np.zeros(len(columns), np.float32)
         if query_vector is not None:
             words = vectors @ (query_vector @ arrays["text_adapter"] @ arrays["query_kernel"])[0]
         return {
             "popularity": gates[0] * self._popularity[columns], "taste": gates[2] * (vectors @ wish[0]), "words": words,
             "again": gates[1] * again[columns], "together": gates[1] * together[0, columns],
-            "because": self._nearest(index[0], columns),
+            "because": self._neighbours.nearest(index[0], columns),
         }
-
-    def _nearest(self, history: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """[items] int64: the place in the history whose item was chosen together with each most often, -1: none."""
-        newest = history[:NEIGHBOUR_HISTORY]
-        if not len(newest):
-            return np.full(len(columns), -1, np.int64)
-        near = self.arrays["neighbour_index"][newest][:, :, None] == columns[None, None, :]
-        value = (near * self.arrays["neighbour_value"][newest][:, :, None]).sum(axis=1)  # [places, items]
-        return np.where(value.max(axis=0) > 0, value.argmax(axis=0), -1)
 
     def project(self, query_vectors: np.ndarray) -> np.ndarray:
         """Text vectors [n, text dimension] in the directions that the model keeps."""
@@ -193,63 +185,6 @@ class CompactRecommender:
         popularity = trend @ arrays["trend_mix"]
         logit = features @ arrays["copy_linear"] + arrays["copy_popularity"] * popularity * features[..., 0]
         return logit + own @ arrays["copy_again"] + hidden @ arrays["copy_output_kernel"]
-
-    def _add_neighbours(
-        self, logits: np.ndarray, index: np.ndarray, features: np.ndarray, gate: np.ndarray
-    ) -> None:
-        """Adds, in place, what goes with the newest items of each history; for its own items by a gain of their own."""
-        arrays = self.arrays
-        newest, features = index[:, :NEIGHBOUR_HISTORY], features[:, :NEIGHBOUR_HISTORY]
-        weight = np.exp(np.clip(features @ arrays["neighbour_features"], -8.0, 8.0)) * (newest > 0)[..., None]
-        share = np.maximum(arrays["neighbour_seen"][newest], LEAST_SEEN)[..., None]
-        weight = weight * np.concatenate([1.0 / share, 1.0 / np.sqrt(share)], axis=-1)
-        columns, values = arrays["neighbour_index"][newest], arrays["neighbour_value"][newest]
-        request, place, rank = np.nonzero(columns)
-        key, pair = np.unique(request * len(self.ids) + columns[request, place, rank], return_inverse=True)
-        owner, column = np.divmod(key, len(self.ids))
-        own = np.sort((np.arange(len(index))[:, None] * len(self.ids) + index).ravel())
-        inside = own[np.minimum(own.searchsorted(key), len(own) - 1)] == key  # as np.isin, at less cost for few
-        gains = np.where(inside[:, None], arrays["neighbour_own_gain"], arrays["neighbour_gain"])  # [pairs, norms]
-        weighed = values[request, place, rank][:, None] * weight[request, place]
-        total = np.zeros(len(key), np.float32)
-        for norm in range(weight.shape[-1]):
-            score = np.bincount(pair, weighed[:, norm], len(key)).astype(np.float32)
-            if norm:
-                score /= np.sqrt(np.maximum(arrays["neighbour_seen"][column], LEAST_SEEN))
-            total += gains[:, norm] * np.log1p(score * np.exp(-arrays["neighbour_log_scale"][norm]))
-        logits[owner, column] += gate[owner, 0] * total
-        if arrays["neighbour_far_gain"]:
-            self._add_second_steps(logits, newest, columns, values, own, gate)
-
-    def _add_second_steps(
-        self, logits: np.ndarray, newest: np.ndarray, columns: np.ndarray, values: np.ndarray, own: np.ndarray,
-        gate: np.ndarray,
-    ) -> None:
-        """Adds, in place, what goes with what goes with the newest items; nothing to the history's own.
-
-        Args:
-            logits: [batch, items] float32.
-            newest: [batch, places] int.
-            columns, values: [batch, places, neighbours], their neighbours and how often.
-            own: [batch x length] int, ascending: request x items + row of every item of the histories.
-            gate: [batch, 1] float32.
-        """
-        arrays, size = self.arrays, len(self.ids)
-        request = np.arange(len(newest))[:, None, None] * size
-
-        def inside(rows: np.ndarray) -> np.ndarray:
-            key = request + rows
-            return own[np.minimum(own.searchsorted(key), len(own) - 1)] == key
-
-        seen = arrays["neighbour_seen"]
-        strength = first_steps(newest, columns, values, seen) * ~inside(columns)
-        reached, score = second_steps(columns, strength, arrays["neighbour_index"], arrays["neighbour_value"], seen)
-        there = (score > 0) & ~inside(reached)
-        key, pair = np.unique((request + reached)[there], return_inverse=True)
-        total = np.bincount(pair, score[there], len(key)).astype(np.float32)
-        owner, column = np.divmod(key, size)
-        total = np.log1p(total * np.exp(-arrays["neighbour_far_log_scale"]))
-        logits[owner, column] += gate[owner, 0] * arrays["neighbour_far_gain"] * total
 
     def rounded(self) -> CompactRecommender:
         """The same as a consumer loads it: item vectors rounded to int8, counts to float16. The gate judges this."""
@@ -312,7 +247,8 @@ def _widened(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     nothing = np.zeros((), np.float32)
     widened = {
         "neighbour_own_gain": np.zeros(2, np.float32), "neighbour_far_gain": nothing,
-        "neighbour_far_log_scale": nothing, **arrays,
+        "neighbour_far_log_scale": nothing, "neighbour_whole_gain": np.zeros(2, np.float32),
+        "neighbour_whole_log_scale": nothing, **arrays,
     }
     if "weigh_item" in arrays:
         user = arrays["weigh_item"].size + USER_FEATURES

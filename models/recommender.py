@@ -156,7 +156,7 @@ class Recommender(keras.layers.Layer):
             batch["neighbour_entries"], values=batch["neighbour_value"],
             seen_from=tf.gather(batch["rows_seen"], batch["history_index"][:, newest]),
             seen_to=batch["rows_seen"], features=features[:, newest], present=present[:, newest],
-            far_entries=batch["far_entries"], far_values=batch["far_value"],
+            far=batch["far"], whole=batch["whole"],
         )
 
     def _rate(self, wish: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
@@ -203,8 +203,7 @@ def batch_signature(text_dimension: int) -> dict[str, tf.TensorSpec]:
         "own_column": tf.TensorSpec(lists, indices),  # [batch, length], candidates
         "neighbour_entries": tf.TensorSpec((None, 3), indices),  # [pairs, 3]: example, row, place in the history
         "neighbour_value": tf.TensorSpec(numbers, floats),  # [pairs]
-        "far_entries": tf.TensorSpec((None, 2), indices),  # [steps, 2]: example, row
-        "far_value": tf.TensorSpec(numbers, floats),  # [steps]
+        "whole": tf.TensorSpec(lists, floats), "far": tf.TensorSpec(lists, floats),  # [batch, rows]
         "query_vector": tf.TensorSpec((None, text_dimension), floats), "has_query": tf.TensorSpec(numbers, floats),
         "target_index": tf.TensorSpec((None, TARGETS), indices),  # [batch, targets], candidates
         "own_targets": tf.TensorSpec((None, TARGETS), indices),  # [batch, targets], 1 + place in the history

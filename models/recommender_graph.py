@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from .compact_ensemble import CompactEnsemble
-from .compact_recommender import NEIGHBOUR_HISTORY, RECENCY_DAYS, VISIT_DAYS, CompactRecommender
-from .second_hop import FIRST_STEPS, LEAST_SEEN
+from .compact_neighbours import NEIGHBOUR_HISTORY
+from .compact_recommender import RECENCY_DAYS, VISIT_DAYS, CompactRecommender
+from .item_steps import FIRST_STEPS, LEAST_SEEN, WHOLE_HISTORY
 
 MOST_HISTORY = 256  # distinct items, as recommender_service.py takes
 _OLDEST_DAYS = 36_500.0
@@ -169,26 +170,35 @@ class RecommenderGraph(tf.Module):
             scale = tf.exp(-arrays["neighbour_log_scale"][norm])
             gain, own_gain = arrays["neighbour_gain"][norm], arrays["neighbour_own_gain"][norm]
             total += (gain + is_own * (own_gain - gain)) * tf.math.log1p(score * scale)
-        return total + self._far(newest, columns, values, is_own)
+        return total + self._whole(index[:, :WHOLE_HISTORY], is_own) + self._far(newest, columns, values, is_own)
+
+    def _whole(self, items: tf.Tensor, is_own: tf.Tensor) -> tf.Tensor:
+        """[batch, items]: what goes with a longer history, each of its items [batch, places] alike."""
+        arrays = self._arrays
+        near = tf.cast(tf.gather(arrays["neighbour_index"], items), tf.int64)
+        cosine = self._cosines(tf.gather(arrays["neighbour_value"], items), items, near)
+        total = tf.scatter_nd(_places(near), cosine, tf.shape(is_own, tf.int64))
+        gain, own_gain = arrays["neighbour_whole_gain"][0], arrays["neighbour_whole_gain"][1]
+        scale = tf.exp(-arrays["neighbour_whole_log_scale"])
+        return (gain + is_own * (own_gain - gain)) * tf.math.log1p(total * scale)
+
+    def _cosines(self, value: tf.Tensor, items: tf.Tensor, near: tf.Tensor) -> tf.Tensor:
+        """As `item_steps.cosines`: [..., neighbours], of items [...] with those near them."""
+        seen = tf.maximum(tf.cast(self._arrays["neighbour_seen"], tf.float32), LEAST_SEEN)
+        there = tf.cast((near > 0) & (items > 0)[..., None], tf.float32)
+        return value * there * tf.math.rsqrt(tf.gather(seen, items)[..., None] * tf.gather(seen, near))
 
     def _far(self, newest: tf.Tensor, near: tf.Tensor, values: tf.Tensor, is_own: tf.Tensor) -> tf.Tensor:
-        """[batch, items]: the second step (second_hop.py), nothing for the history's own items."""
+        """[batch, items]: the second step (item_steps.py), nothing for the history's own items."""
         arrays, shape = self._arrays, tf.shape(is_own, tf.int64)
-        seen = tf.maximum(tf.cast(arrays["neighbour_seen"], tf.float32), LEAST_SEEN)
-
-        def cosines(value: tf.Tensor, seen_from: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-            return value * tf.math.rsqrt(seen_from[..., None] * tf.gather(seen, rows))
-
         place = 1.0 + tf.range(tf.shape(newest)[1], dtype=tf.float32)[:, None]
         outside = 1.0 - tf.gather_nd(is_own, _places(near))
-        strength = cosines(values, tf.gather(seen, newest), near) / place * outside
-        strength *= tf.cast(newest > 0, tf.float32)[..., None]
+        strength = self._cosines(values, newest, near) / place * outside
         ends, strength = (tf.reshape(one, [shape[0], -1]) for one in (near, strength))
         strength, strongest = tf.math.top_k(strength, tf.minimum(FIRST_STEPS, tf.shape(strength)[1]))
         ends = tf.gather(ends, strongest, batch_dims=1)
         reached = tf.cast(tf.gather(arrays["neighbour_index"], ends), tf.int64)
-        score = cosines(tf.gather(arrays["neighbour_value"], ends), tf.gather(seen, ends), reached)
-        score *= strength[..., None] * tf.cast(reached > 0, tf.float32)
+        score = self._cosines(tf.gather(arrays["neighbour_value"], ends), ends, reached) * strength[..., None]
         total = tf.scatter_nd(_places(reached), score, shape) * (1.0 - is_own)
         scale = tf.exp(-arrays["neighbour_far_log_scale"])
         return arrays["neighbour_far_gain"] * tf.math.log1p(total * scale)

@@ -11,6 +11,7 @@ from models.layers import (
     HISTORY_FEATURES,
     TREND_DAYS,
     USER_FEATURES,
+    WHOLE_GAIN,
     CopyHead,
     ItemTower,
     NeighbourHead,
@@ -63,7 +64,10 @@ def test_an_untrained_trend_of_all_spans_alike_is_the_popularity_itself() -> Non
     np.testing.assert_allclose(popularity, [-3.0, 1.5], rtol=1e-6)
 
 
-NO_STEPS = {"far_entries": tf.zeros((0, 2), tf.int32), "far_values": tf.zeros(0)}
+
+def no_steps(size: int, rows: int) -> dict[str, tf.Tensor]:
+    """What a head reads where no step leads anywhere."""
+    return {"far": tf.zeros((size, rows)), "whole": tf.zeros((size, rows))}
 
 
 def neighbour_head(gain: tuple[float, float], log_scale: tuple[float, float] = (0.0, 0.0)) -> NeighbourHead:
@@ -86,7 +90,7 @@ def test_neighbours_of_a_history_add_up_by_hand(gain: tuple[float, float], expec
         "entries": tf.constant([[1, 1, 0], [1, 2, 0], [1, 2, 1], [1, 3, 2]]), "values": tf.constant([2.0, 1, 3, 7]),
         "seen_from": tf.constant([[1.0, 1.0, 1.0], [4.0, 9.0, 1.0]]), "seen_to": tf.constant([0.0, 16.0, 25.0, 36.0]),
         "features": tf.ones((2, 3, HISTORY_FEATURES)), "present": tf.constant([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]),
-        **NO_STEPS,
+        **no_steps(2, 4),
     }
     head = neighbour_head(gain)
     head.own_gain.assign(3.0 * np.array(gain))
@@ -99,7 +103,7 @@ def test_of_neighbours_a_smaller_scale_makes_more() -> None:
     given = {
         "entries": tf.constant([[0, 1, 0]]), "values": tf.constant([2.0]), "seen_from": tf.constant([[4.0]]),
         "seen_to": tf.constant([0.0, 1.0]), "features": tf.ones((1, 1, HISTORY_FEATURES)), "present": tf.ones((1, 1)),
-        **NO_STEPS,
+        **no_steps(1, 2),
     }
     logits, _ = neighbour_head((1.0, 0.0), (float(np.log(0.1)), 0.0))(**given)
     np.testing.assert_allclose(logits, [[0.0, np.log(1 + 0.5 / 0.1)]], rtol=1e-6)
@@ -110,7 +114,7 @@ def test_the_second_step_adds_up_by_hand_to_what_is_outside_of_the_history_alone
         "entries": tf.constant([[0, 1, 0]]), "values": tf.constant([2.0]), "seen_from": tf.constant([[4.0]]),
         "seen_to": tf.constant([0.0, 1.0, 1.0]), "features": tf.ones((1, 1, HISTORY_FEATURES)),
         "present": tf.ones((1, 1)),
-        "far_entries": tf.constant([[0, 2], [0, 2], [0, 1]]), "far_values": tf.constant([0.03, 0.01, 0.02]),
+        "far": tf.constant([[0.0, 0.02, 0.04]]), "whole": tf.zeros((1, 3)),
     }
     head = neighbour_head((1.0, 0.0))
     alone, _ = head(**given)
@@ -123,6 +127,23 @@ def test_the_second_step_adds_up_by_hand_to_what_is_outside_of_the_history_alone
     np.testing.assert_allclose(within, [[0.0, np.log(1 + 0.5), 0.0]], rtol=1e-6)
 
 
+def test_the_whole_history_adds_up_by_hand_by_gains_of_its_own_within_and_outside() -> None:
+    given = {
+        "entries": tf.zeros((0, 3), tf.int32), "values": tf.zeros(0), "seen_from": tf.constant([[4.0]]),
+        "seen_to": tf.constant([0.0, 1.0, 1.0]), "features": tf.ones((1, 1, HISTORY_FEATURES)),
+        "present": tf.ones((1, 1)), "far": tf.zeros((1, 3)), "whole": tf.constant([[0.0, 0.5, 2.0]]),
+    }
+    head = neighbour_head((1.0, 1.0))
+    head.whole_log_scale.assign(np.log(0.25))
+    outside, within = head(**given)
+    np.testing.assert_allclose(outside, [WHOLE_GAIN * np.log([1.0, 3.0, 9.0])], rtol=1e-6)
+    np.testing.assert_allclose(within, np.zeros((1, 3)))  # untrained: the copy head alone
+    head.whole_gain.assign([1.0, 2.0])
+    outside, within = head(**given)
+    np.testing.assert_allclose(outside, [np.log([1.0, 3.0, 9.0])], rtol=1e-6)
+    np.testing.assert_allclose(within, [2.0 * np.log([1.0, 3.0, 9.0])], rtol=1e-6)
+
+
 def test_an_untrained_neighbour_head_listens_most_to_the_newest_item() -> None:
     head = NeighbourHead()
     head.build()
@@ -130,7 +151,7 @@ def test_an_untrained_neighbour_head_listens_most_to_the_newest_item() -> None:
     features = history_features(present, tf.zeros((1, 2)), tf.constant([[1.0, 50.0]]), present)
     outside, within = head(
         tf.constant([[0, 1, 0], [0, 2, 1]]), values=tf.ones(2), seen_from=4 * present, seen_to=4 * tf.ones(3),
-        features=features, present=present, **NO_STEPS,
+        features=features, present=present, **no_steps(1, 3),
     )
     logits = outside.numpy()[0]
     np.testing.assert_array_equal(within, np.zeros((1, 3)))

@@ -293,3 +293,30 @@ def test_each_example_is_in_one_batch_with_histories_of_about_its_length(learner
     for chosen, length in groups:
         assert len(chosen) <= 8
         assert lengths[chosen].max() <= length
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_a_whole_history_goes_with_is_without_what_the_example_has_added(counted: bool) -> None:
+    shop = 30  # fewer than the neighbours that are kept: none is lost
+    generator = np.random.default_rng(4)
+    moments = [
+        moment(
+            [f"i{item}" for item in generator.permutation(shop)[:4]], day=place,
+            history={f"i{item}": (1, age) for age, item in enumerate(generator.permutation(shop)[: 5 + place])},
+        )
+        for place in range(20)
+    ]
+    learner = learner_of(moments)
+    batch = batcher_of(learner, examples(moments), counted=counted).batch(np.arange(20), 64, 20)
+    seen = learner._counters.neighbours.seen
+    for place in (0, 7, 19):  # a history longer than what is paired with a basket among them
+        table = neighbours_without(learner, moments, place) if counted else learner._counters.neighbours
+        time = learner._encoded(examples(moments)).times[:1]
+        scale = float(learner._counters.neighbours.weight(time)[0] / table.weight(time)[0])
+        wanted = np.zeros(ITEMS + 1)
+        for item in batch["history_index"][place][batch["history_index"][place] > 0]:
+            near = table.index[item]
+            np.add.at(wanted, near, table.value[item] * scale / np.sqrt(np.maximum(seen[item] * seen[near], 1e-6)))
+        wanted[0] = 0.0
+        np.testing.assert_allclose(batch["whole"][place], wanted, rtol=1e-3, atol=1e-4)
+        assert (wanted > 0).sum() > 20

@@ -194,12 +194,12 @@ def test_training_does_not_read_the_answer_by_a_second_step() -> None:
     items, taught = [f"{kind}{place}" for kind in "hab" for place in range(30)], examples(baskets)
     learner = untrained(items, taught)
     [batch] = learner.batches(taught, 30, np.random.default_rng(0))
-    assert not len(batch["far_entries"]) and not len(batch["neighbour_entries"])
+    assert not batch["far"].any() and not batch["whole"].any() and not len(batch["neighbour_entries"])
     asked = Batcher(
         learner._encoded(taught), learner._tables, learner._counters, np.random.default_rng(0),
         counted=False,
     ).batch(np.arange(30), 16, 30)
-    example, row = asked["far_entries"].T
+    example, row = np.nonzero(asked["far"])
     reached = {(int(one), learner._tables.items.ids[asked["rows"][two]]) for one, two in zip(example, row, strict=True)}
     assert reached == {(place, f"{kind}{place}") for place in range(30) for kind in "ab"}  # not h: it is in the history
 

@@ -40,7 +40,7 @@ def batch(
         "history_views": np.zeros((size, length), np.float32), "history_days": np.ones((size, length), np.float32),
         "own_column": np.where(history < candidates, history, 0),
         "neighbour_entries": near, "neighbour_value": np.ones(len(near), np.float32),
-        "far_entries": near[:, :2], "far_value": np.ones(len(near), np.float32),
+        "whole": generator.random((size, rows), np.float32), "far": generator.random((size, rows), np.float32),
         "query_vector": normal(size, 4), "has_query": (np.arange(size) % 2).astype(np.float32),
         "target_index": np.where((targets[:, :, None] == history[:, None, :]).any(2), 0, targets),
         "own_targets": np.where(np.arange(32) == 0, _place(history, targets[:, 0]), 0).astype(np.int32),

@@ -91,7 +91,7 @@ class Batcher:
             "moment": filled(moment.astype(np.int32), batch_size), "correction": correction,
             "history_index": self._place[items],
             "own_column": np.where(self._place[items] < candidates, self._place[items], 0),
-            **self._near.of(chosen, items, self._place, len(rows), candidates),
+            **self._near.of(chosen, items, self._place, len(rows)),
             "query_vector": filled(query, batch_size),
             "has_query": filled(encoded.has_query[chosen], batch_size),
             "target_index": self._place[outside], "own_targets": place.astype(np.int32),

@@ -94,7 +94,8 @@ def compact_weights(network: Recommender, tables: ItemTables, rows: np.ndarray) 
         "neighbour_features": near.weigh_features, "neighbour_gain": near.gain,
         "neighbour_own_gain": near.own_gain,
         "neighbour_log_scale": near.log_scale, "neighbour_far_gain": near.far_gain,
-        "neighbour_far_log_scale": near.far_log_scale, "text_adapter": tower.text_adapter,
+        "neighbour_far_log_scale": near.far_log_scale, "neighbour_whole_gain": near.whole_gain,
+        "neighbour_whole_log_scale": near.whole_log_scale, "text_adapter": tower.text_adapter,
         "query_kernel": network.query_kernel, "search_gates": network.search_gates,
     }
     everything = np.arange(len(rows))

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from models.item_steps import WHOLE_HISTORY, cosines, first_steps, second_steps
 from models.layers import NEIGHBOUR_HISTORY
-from models.second_hop import first_steps, second_steps
 from pipeline.tasks.recommend_encoded import Encoded, filled, flat_places, padded
 from pipeline.tasks.recommend_neighbours import PAIR_HISTORY, Neighbours
 
@@ -25,10 +25,8 @@ class Near:
         self._encoded, self._neighbours = encoded, neighbours
         self._counted = np.broadcast_to(counted, len(encoded))
 
-    def of(
-        self, chosen: np.ndarray, items: np.ndarray, place: np.ndarray, rows: int, candidates: int
-    ) -> Mapping[str, np.ndarray]:
-        """The batch's neighbours and second steps, as `NeighbourHead.call` takes them.
+    def of(self, chosen: np.ndarray, items: np.ndarray, place: np.ndarray, rows: int) -> Mapping[str, np.ndarray]:
+        """The batch's neighbours, what its whole histories go with, and second steps, as `NeighbourHead` takes them.
 
         No second step is gone from or to what the example has had, nor from what it wants where it was counted: that
         was counted with the rest of its basket.
@@ -37,36 +35,33 @@ class Near:
             chosen: [n] int, which examples.
             items: [batch, length] int, rows of the items of their histories, newest first, 0: none.
             place: [items] int32, where an item stands among the batch's rows, 0: nowhere.
-            rows, candidates: how many rows the batch has, and how many of them, the first, may be answers.
+            rows: how many rows the batch has.
 
         Returns:
-            `neighbour_entries` [pairs, 3] and `far_entries` [steps, 2] int32, `neighbour_value` and `far_value`
-            float32.
+            `neighbour_entries` [pairs, 3] int32 and `neighbour_value` [pairs] float32, of the newest items alone;
+            `whole` and `far` [batch, rows] float32.
         """
-        table, newest = self._neighbours, items[:, :NEIGHBOUR_HISTORY]
-        every = np.arange(len(newest))[:, None, None]
-        known, value = table.index[newest], table.value[newest]
+        table, listed = self._neighbours, items[:, :WHOLE_HISTORY]
+        every = np.arange(len(items))[:, None, None]
+        known, value = table.index[listed], table.value[listed]
         near = place[known]
-        own = np.zeros((len(newest), rows), bool)
+        own = np.zeros((len(items), rows), bool)
         own[every[..., 0], place[items]] = True
         own[:, 0] = False
         barred = own
-        counted = filled(self._counted[chosen].astype(np.float32), len(newest))
+        counted = filled(self._counted[chosen].astype(np.float32), len(items))
         if counted.any():
             wanted = self._wanted(chosen, place, own.shape)
-            value = self._without_own(chosen, place[self._before(chosen, len(newest))], near, value, wanted, counted)
+            value = self._without_own(chosen, place[self._before(chosen, len(items))], near, value, wanted, counted)
             barred = own | (wanted & (counted > 0)[:, None])
-        strength = first_steps(newest, known, value, table.seen) * ~barred[every, near]
+        cosine = cosines(listed, known, value, table.seen)
+        whole = _summed(every * rows + near, cosine, own.shape)
+        known, near, value, cosine = (one[:, :NEIGHBOUR_HISTORY] for one in (known, near, value, cosine))
+        strength = first_steps(cosine) * ~barred[every, near]
         far, score = second_steps(known, strength, table.index, table.value, table.seen)
-        far = place[far]
-        steps = np.flatnonzero((score > 0) & (far > 0) & (far < candidates) & ~own[every, far])
-        pairs = np.flatnonzero((near > 0) & (value > _LEAST))
-        example, of = np.divmod(pairs, near[0].size)
         return {
-            "neighbour_entries": _side_by_side(example, near.ravel()[pairs], of // near.shape[2]),
-            "neighbour_value": value.ravel()[pairs],
-            "far_entries": _side_by_side(steps // far[0].size, far.ravel()[steps]),
-            "far_value": score.ravel()[steps],
+            "whole": whole, "far": _summed(every * rows + place[far], score, own.shape) * ~own,
+            **_entries(near, value),
         }
 
     def _before(self, chosen: np.ndarray, size: int) -> np.ndarray:
@@ -109,9 +104,17 @@ class Near:
         return np.maximum(value - weight * in_basket[..., None] * shares[every, near], 0.0)
 
 
-def _side_by_side(*columns: np.ndarray) -> np.ndarray:
-    """[n, columns] int32."""
-    table = np.empty((len(columns[0]), len(columns)), np.int32)
-    for number, column in enumerate(columns):
-        table[:, number] = column
+def _entries(near: np.ndarray, value: np.ndarray) -> dict[str, np.ndarray]:
+    """The positive values of a table [batch, newest, neighbours]: see `Near.of`."""
+    pairs = np.flatnonzero((near > 0) & (value > _LEAST))
+    example, of = np.divmod(pairs, near[0].size)
+    entries = np.empty((len(pairs), 3), np.int32)
+    entries[:, 0], entries[:, 1], entries[:, 2] = example, near.ravel()[pairs], of // near.shape[2]
+    return {"neighbour_entries": entries, "neighbour_value": value.ravel()[pairs]}
+
+
+def _summed(key: np.ndarray, value: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """[batch, rows] float32: the values at each key (example x rows + row), row 0 without."""
+    table = np.bincount(key.ravel(), value.ravel(), shape[0] * shape[1]).astype(np.float32).reshape(shape)
+    table[:, 0] = 0.0
     return table

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.growing import lengthened, with_room
+from models.item_steps import LEAST_SEEN
 from pipeline.tasks.recommend_trends import DAY_US
 
 # Of customers' new items in two weeks of Online Retail the best 20 by cosine found 0.109 and 0.128 with 60 days, 0.101
@@ -44,7 +45,7 @@ class Neighbours:
     """The table.
 
     Attributes:
-        index: [items, NEIGHBOURS] int32, the items most often chosen with each, 0: none.
+        index: [items, NEIGHBOURS] int32, the items chosen with each, those with the largest cosines, 0: none.
         value: [items, NEIGHBOURS] float32, how often.
         seen: [items] float32, how often each was chosen.
     """
@@ -87,7 +88,8 @@ class Neighbours:
         Returns:
             [n, length] float32.
         """
-        return self.weight(times)[:, None] * (1.0 / (1.0 + places)[None, :] + in_basket).astype(np.float32)
+        paired = (places < PAIR_HISTORY) / (1.0 + places)
+        return self.weight(times)[:, None] * (paired[None, :] + in_basket).astype(np.float32)
 
     def keep(self, kept: np.ndarray, moved: np.ndarray) -> None:
         """Drops all rows but `kept` ([m] int, row 0 first); `moved` [items] is each row's new place, 0: gone."""
@@ -137,7 +139,11 @@ class Neighbours:
         return left[kept], right[kept], value[kept]
 
     def _merge(self, left: np.ndarray, right: np.ndarray, value: np.ndarray) -> None:
-        """Adds pairs to the table and keeps the best NEIGHBOURS of each row."""
+        """Adds pairs to the table and keeps the best NEIGHBOURS of each row, by their cosines.
+
+        By mere counts the most popular items fill the rows. Online Retail, weeks 34 to 43, seed 0: Recall@20 0.335,
+        0.337 by cosines; of what is new to the customer 0.112, 0.115.
+        """
         if not len(left):
             return
         rows = np.unique(left)
@@ -148,7 +154,8 @@ class Neighbours:
         key, place = np.unique(left * len(self.seen) + right, return_inverse=True)
         total = np.bincount(place, value, len(key)).astype(np.float32)
         left, right = key // len(self.seen), (key % len(self.seen)).astype(np.int32)
-        order = np.lexsort((right, -total, left))
+        cosine = total / np.sqrt(np.maximum(self.seen[right], LEAST_SEEN))  # times what the row has for all
+        order = np.lexsort((right, -cosine, left))
         left, right, total = left[order], right[order], total[order]
         rank = np.arange(len(left)) - np.searchsorted(left, left)
         kept = rank < NEIGHBOURS

@@ -1,10 +1,10 @@
-"""The second step over what is chosen together: by hand, and the same in training, in service and as a graph."""
+"""Steps over what is chosen together, by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from models.second_hop import FIRST_STEPS, first_steps, second_steps
+from models.item_steps import FIRST_STEPS, cosines, first_steps, second_steps
 
 # 1 goes with 2 (four times) and 3 (once), 2 with 4 (twice); each was chosen four times, 4 once
 INDEX = np.array([[0, 0], [2, 3], [4, 1], [1, 0], [2, 0]], np.int32)
@@ -14,7 +14,7 @@ SEEN = np.array([0, 4, 4, 4, 1], np.float32)
 
 def test_steps_are_cosines_and_an_older_place_counts_less() -> None:
     newest = np.array([[3, 1, 0]])
-    strength = first_steps(newest, INDEX[newest], VALUE[newest], SEEN)
+    strength = first_steps(cosines(newest, INDEX[newest], VALUE[newest], SEEN))
     np.testing.assert_allclose(strength, [[[0.25, 0.0], [1.0 / 2, 0.25 / 2], [0.0, 0.0]]])
 
 

@@ -1,0 +1,112 @@
+"""What is chosen together, as consumers use it: the numpy twin of `layers.NeighbourHead`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .item_steps import LEAST_SEEN, WHOLE_HISTORY, cosines, first_steps, second_steps
+
+NEIGHBOUR_HISTORY = 16  # as in layers.py, which needs TensorFlow
+
+
+class CompactNeighbours:
+    """The neighbours of every item and how they are weighed."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes a recommender's arrays, of which those named `neighbour_...` are read when they are needed."""
+        self._arrays = arrays
+
+    def add(self, logits: np.ndarray, index: np.ndarray, features: np.ndarray, gate: np.ndarray) -> None:
+        """Adds, in place, what goes with the items of each history; for its own items by gains of their own.
+
+        Args:
+            logits: [batch, items] float32.
+            index: [batch, length] int, rows of the histories' items, newest first, 0: none.
+            features: [batch, length, HISTORY_FEATURES] float32.
+            gate: [batch, 1] float32, how much of it counts.
+        """
+        arrays, size = self._arrays, logits.shape[1]
+        newest, features = index[:, :NEIGHBOUR_HISTORY], features[:, :NEIGHBOUR_HISTORY]
+        weight = np.exp(np.clip(features @ arrays["neighbour_features"], -8.0, 8.0)) * (newest > 0)[..., None]
+        share = np.maximum(arrays["neighbour_seen"][newest], LEAST_SEEN)[..., None]
+        weight = weight * np.concatenate([1.0 / share, 1.0 / np.sqrt(share)], axis=-1)
+        columns, values = arrays["neighbour_index"][newest], arrays["neighbour_value"][newest]
+        request, place, rank = np.nonzero(columns)
+        key, pair = np.unique(request * size + columns[request, place, rank], return_inverse=True)
+        owner, column = np.divmod(key, size)
+        own = np.sort((np.arange(len(index))[:, None] * size + index).ravel())
+        inside = own[np.minimum(own.searchsorted(key), len(own) - 1)] == key  # as np.isin, at less cost for few
+        gains = np.where(inside[:, None], arrays["neighbour_own_gain"], arrays["neighbour_gain"])  # [pairs, norms]
+        weighed = values[request, place, rank][:, None] * weight[request, place]
+        total = np.zeros(len(key), np.float32)
+        for norm in range(weight.shape[-1]):
+            score = np.bincount(pair, weighed[:, norm], len(key)).astype(np.float32)
+            if norm:
+                score /= np.sqrt(np.maximum(arrays["neighbour_seen"][column], LEAST_SEEN))
+            total += gains[:, norm] * np.log1p(score * np.exp(-arrays["neighbour_log_scale"][norm]))
+        logits[owner, column] += gate[owner, 0] * total
+        if arrays["neighbour_far_gain"]:
+            self._add_second_steps(logits, newest, columns, values, own, gate)
+        if arrays["neighbour_whole_gain"].any():
+            self._add_whole(logits, index[:, :WHOLE_HISTORY], own, gate)
+
+    def _add_whole(self, logits: np.ndarray, items: np.ndarray, own: np.ndarray, gate: np.ndarray) -> None:
+        """Adds, in place, what goes with a longer history, each of its items alike.
+
+        Args:
+            logits: [batch, items] float32.
+            items: [batch, places] int, the history.
+            own, gate: see `_add_second_steps`.
+        """
+        arrays, size = self._arrays, logits.shape[1]
+        near, value = arrays["neighbour_index"][items], arrays["neighbour_value"][items]
+        cosine = cosines(items, near, value, arrays["neighbour_seen"])
+        there = cosine > 0
+        key, pair = np.unique((np.arange(len(items))[:, None, None] * size + near)[there], return_inverse=True)
+        total = np.bincount(pair, cosine[there], len(key)).astype(np.float32)
+        inside = own[np.minimum(own.searchsorted(key), len(own) - 1)] == key
+        outside_gain, own_gain = arrays["neighbour_whole_gain"]
+        total = np.log1p(total * np.exp(-arrays["neighbour_whole_log_scale"]))
+        owner, column = np.divmod(key, size)
+        logits[owner, column] += gate[owner, 0] * np.where(inside, own_gain, outside_gain) * total
+
+    def _add_second_steps(
+        self, logits: np.ndarray, newest: np.ndarray, columns: np.ndarray, values: np.ndarray, own: np.ndarray,
+        gate: np.ndarray,
+    ) -> None:
+        """Adds, in place, what goes with what goes with the newest items; nothing to the history's own.
+
+        Args:
+            logits: [batch, items] float32.
+            newest: [batch, places] int.
+            columns, values: [batch, places, neighbours], their neighbours and how often.
+            own: [batch x length] int, ascending: request x items + row of every item of the histories.
+            gate: [batch, 1] float32.
+        """
+        arrays, size = self._arrays, logits.shape[1]
+        request = np.arange(len(newest))[:, None, None] * size
+
+        def inside(rows: np.ndarray) -> np.ndarray:
+            key = request + rows
+            return own[np.minimum(own.searchsorted(key), len(own) - 1)] == key
+
+        seen = arrays["neighbour_seen"]
+        strength = first_steps(cosines(newest, columns, values, seen)) * ~inside(columns)
+        reached, score = second_steps(columns, strength, arrays["neighbour_index"], arrays["neighbour_value"], seen)
+        there = (score > 0) & ~inside(reached)
+        key, pair = np.unique((request + reached)[there], return_inverse=True)
+        total = np.bincount(pair, score[there], len(key)).astype(np.float32)
+        owner, column = np.divmod(key, size)
+        total = np.log1p(total * np.exp(-arrays["neighbour_far_log_scale"]))
+        logits[owner, column] += gate[owner, 0] * arrays["neighbour_far_gain"] * total
+
+    def nearest(self, history: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """[items] int64: the place in the history whose item was chosen together with each most often, -1: none."""
+        newest = history[:NEIGHBOUR_HISTORY]
+        if not len(newest):
+            return np.full(len(columns), -1, np.int64)
+        near = self._arrays["neighbour_index"][newest][:, :, None] == columns[None, None, :]
+        value = (near * self._arrays["neighbour_value"][newest][:, :, None]).sum(axis=1)  # [places, items]
+        return np.where(value.max(axis=0) > 0, value.argmax(axis=0), -1)
