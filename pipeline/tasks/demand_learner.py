@@ -7,10 +7,8 @@ newest of these days calibrate the intervals, so that they hold for what nothing
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,6 +41,7 @@ from pipeline.tasks.demand_features import (
     features_of,
     usual_log_price,
 )
+from pipeline.tasks.demand_held_out import HeldOut, held_out
 from pipeline.tasks.demand_items import DemandItems
 from pipeline.tasks.demand_scores import METRIC, WEEK, accuracy, judged
 from pipeline.tasks.known_items import principal_directions
@@ -52,37 +51,12 @@ Batch = dict[str, np.ndarray]
 TEXT_DIMENSION = 32  # principal directions of the first catalogue's texts that are kept: a level needs few
 # Of the training rows some are taught as if the item were new, so that text, category and price are learnt from.
 HIDDEN_SHARE = 0.1
-HELD_OUT_SHARE = 0.1
 # Newest held-out examples that calibrate: the tenth of 1,000 is known to 1 % (three groups share them).
 CALIBRATED_ON = 4_000
 _LEAST_CALIBRATING = 50  # a tenth of fewer is a handful of days
 _MOST_WINDOWS = 60_000  # of price learnt at once, drawn evenly where there are more: 40 MB an array
 _SCORED_AT_ONCE = 4_096
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors")
-
-
-@dataclass
-class _HeldOut:
-    """Days that calibrate the intervals, newest last; arrays `[n, …]`."""
-
-    features: np.ndarray
-    units: np.ndarray
-    weight: np.ndarray
-    rows: np.ndarray  # of the items
-
-    @classmethod
-    def of(cls, examples: Examples, rows: np.ndarray) -> _HeldOut:
-        table, horizons = examples.table, len(HORIZONS_DAYS)
-        return cls(
-            array_of(table, "features", horizons, len(FEATURES)), array_of(table, "units", horizons),
-            array_of(table, "weight", horizons), rows,
-        )
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {f"held_out/{name}": array.copy() for name, array in vars(self).items()}
-
-    def take(self, chosen: np.ndarray) -> _HeldOut:
-        return _HeldOut(*(array[chosen] for array in vars(self).values()))
 
 
 class DemandLearner:
@@ -106,10 +80,7 @@ class DemandLearner:
         self._trainer = DemandTrainer(self._network)
         self._mean, self._scale = np.zeros(len(FEATURES), np.float32), np.ones(len(FEATURES), np.float32)
         self._volume = 0.0  # mean of the volumes that the first lesson held; 0: there was none
-        nothing = np.zeros((0, len(HORIZONS_DAYS)), np.float32)
-        self._held_out = _HeldOut(
-            np.zeros((*nothing.shape, len(FEATURES)), np.float32), nothing, nothing, np.zeros(0, np.int64)
-        )
+        self._held_out = HeldOut.none()
 
     # --- growth ---
 
@@ -179,15 +150,15 @@ class DemandLearner:
             raise ValueError(f"The demand learner trains with plain Adam; received {methods}. Leave the others off.")
         if not len(train):
             return
-        new = train.keep(_held_out(train) & ~train.replayed)
+        new = train.keep(held_out(train) & ~train.replayed)
         new = new.take(np.argsort(new.table["time"].cast(pa.int64()).to_numpy(), kind="stable"))
-        came, held = _HeldOut.of(new, self._rows_of(new)), self._held_out
-        both = _HeldOut(*(np.concatenate(pair) for pair in zip(vars(held).values(), vars(came).values(), strict=True)))
+        came, held = HeldOut.of(new, self._rows_of(new)), self._held_out
+        both = HeldOut(*(np.concatenate(pair) for pair in zip(vars(held).values(), vars(came).values(), strict=True)))
         self._held_out = both.take(np.arange(len(both.rows))[-CALIBRATED_ON:])
 
     def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Batch]:
         """Shuffled batches of all but what calibrates; a share of the rows is shown without its history."""
-        taught = examples.keep(~_held_out(examples))
+        taught = examples.keep(~held_out(examples))
         order = generator.permutation(len(taught))
         hidden = generator.random(len(taught)) < HIDDEN_SHARE
         arrays = self._arrays(taught)
@@ -298,7 +269,7 @@ class DemandLearner:
         learner._items = DemandItems.from_arrays(state.meta["ids"], state.arrays)
         learner._response = PriceResponse.from_arrays(state.arrays, "price")
         names = vars(learner._held_out)
-        learner._held_out = _HeldOut(*(np.array(state.arrays[f"held_out/{name}"]) for name in names))
+        learner._held_out = HeldOut(*(np.array(state.arrays[f"held_out/{name}"]) for name in names))
         for path, variable in variables_of(learner._trainer).items():
             variable.assign(state.arrays[path])
         return learner
@@ -382,17 +353,3 @@ def _volumes(features: np.ndarray) -> np.ndarray:
     usual = np.expm1(usual_in(features[..., USUAL_WEEK], HORIZONS_DAYS))
     roots: np.ndarray = np.sqrt(1.0 + usual).astype(np.float32)
     return roots
-
-
-def _held_out(examples: Examples) -> np.ndarray:
-    """[n] bool: what calibrates, by a hash of item and month (28 days): no day of such a month is ever trained on."""
-    if not len(examples):
-        return np.zeros(0, bool)
-    months = examples.table["time"].cast(pa.int64()).to_numpy() // (PRICE_DAYS * 86_400_000_000)
-    draws: dict[str, bool] = {}
-    keys = [f"{unit}|{month}" for unit, month in zip(examples.table["unit"].to_pylist(), months, strict=True)]
-    for key in keys:
-        if key not in draws:
-            digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-            draws[key] = int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64
-    return np.array([draws[key] for key in keys])
