@@ -40,7 +40,7 @@ def old(learner: DemandLearner) -> State:
 
 
 def test_it_answers_as_it_did_where_the_shop_was_as_usual(shop, learner, old) -> None:
-    """The old network on 42 features, those of the shop at their mean, and what is restored give the same numbers."""
+    """The old network with the features of the shop at their mean and what is restored give the same numbers."""
     restored = DemandLearner.restore(old)
     sizes = DemandSizes.from_json(old.meta["sizes"])
     network = Demand(sizes, 0)
