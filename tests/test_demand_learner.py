@@ -20,6 +20,7 @@ from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples
 from pipeline.tasks.demand import DemandTask
 from pipeline.tasks.demand_examples import HORIZONS_DAYS, array_of
+from pipeline.tasks.demand_features import FEATURES
 from pipeline.tasks.demand_learner import DemandLearner
 from pipeline.tasks.demand_scores import METRIC
 from pipeline.training import fine_tune
@@ -85,6 +86,24 @@ def test_what_is_served_is_what_the_network_says(shop, learner) -> None:
     compact = learner.compact(now=False)
     raw = compact.raw(arrays["features"][:50], learner._items.text[rows], learner._items.category[rows])
     np.testing.assert_allclose(raw, network.numpy(), atol=1e-4)
+
+
+def test_the_median_is_held_at_the_level_in_the_week_of_an_item_with_a_history(shop, learner) -> None:
+    """The loss grows by a tenth of the distance in logs, times what the week's error weighs; elsewhere by nothing."""
+    _, _, examples = shop
+    arrays = learner._arrays(examples)
+    hidden = np.arange(len(examples)) < 20
+    batch = learner._batch(arrays, np.arange(50), 50, hidden)
+    known = ~hidden[:50] & (arrays["features"][:50, 1, FEATURES.index("age")] > 0)
+    assert known.any() and not batch["pull"][:, [0, 2]].any()
+    np.testing.assert_allclose(batch["pull"][:, 1], np.where(known, 0.1, 0.0), rtol=1e-6)
+    network, _ = learner._network(batch["features"], batch["usual"], batch["text"], batch["category"])
+    away = np.abs(network.numpy()[:, 1, 2] - batch["usual"][:, 1])
+    free = learner._trainer.losses(batch | {"pull": np.zeros_like(batch["pull"])})
+    held = learner._trainer.losses(batch)
+    wanted = np.where(known, 0.1 * away * batch["volume"][:, 1] * batch["counts"][:, 1], 0.0)
+    np.testing.assert_allclose(held - free, wanted, atol=1e-4)
+    assert wanted.max() > 0.01
 
 
 def test_a_restored_learner_goes_on_bit_for_bit(shop, learner) -> None:

@@ -8,6 +8,7 @@ which an item was out of stock says nothing of its demand: rates are per day in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -26,24 +27,32 @@ FEATURES = (
     "week_2", "week_3", "week_4",
     "same_weekday", "days_sold_28", "since_sale", "spikes_28", "age",
     "price", "price_against_usual", "in_stock_7", "in_stock",
-    "shop_7_against_28", "shop_28_against_84",
     *(f"weekday_{day}" for day in range(7)),
     "season_sine", "season_cosine",
+    "drawn_week",
 )
-USUAL_WEEK = FEATURES.index("usual_week_8")  # mean of log1p of a week's units: bulk orders do not move it far
+# Checkpoints of before December 2026 name no features; they knew these. The shop's own trend is left out since: a log
+# has one, so a network learns its months by heart. Online Retail, the ten weeks up to 2011-09-30, mean of four seeds:
+# WAPE 0.594 with it, 0.590 without.
+EARLIER_FEATURES = tuple(
+    known for name in FEATURES[: FEATURES.index("drawn_week")]
+    for known in (("shop_7_against_28", "shop_28_against_84", name) if name == "weekday_0" else (name,))
+)
+USUAL_WEEK = FEATURES.index("drawn_week")  # what the network answers relative to
 DAYS_SOLD = FEATURES.index("days_sold_28")
 PRICE = FEATURES.index("price")
 DISCOUNT = FEATURES.index("price_against_usual")
 AGE = FEATURES.index("age")
 UNITS_7, UNITS_28, SAME_WEEKDAY = (FEATURES.index(name) for name in ("units_7", "units_28", "same_weekday"))
 # What is known of an item without any history; the others are then as in NO_HISTORY.
-WITHOUT_HISTORY = np.array([
-    name in ("price", "shop_7_against_28", "shop_28_against_84") or name.startswith(("weekday", "season"))
-    for name in FEATURES
-])
+WITHOUT_HISTORY = np.array([name == "price" or name.startswith(("weekday", "season")) for name in FEATURES])
 NO_HISTORY = np.zeros(len(FEATURES), np.float32)
 NO_HISTORY[FEATURES.index("since_sale")] = np.log1p(HISTORY_DAYS)
 NO_HISTORY[[FEATURES.index("in_stock_7"), FEATURES.index("in_stock")]] = 1.0
+# Of the weeks that are drawn. Their median alone has WAPE 0.592 in the ten weeks up to 2011-09-30 of Online Retail;
+# 0.601 from six weeks, 0.597 from sixteen, 0.597 at the pace of 14 or of 42 days, 0.596 from 50 draws.
+_DRAWN_FROM_WEEKS, _PACE_DAYS, _DRAWS = 8, 28, 200
+_LEAST_THERE_DAYS = 7  # an item that could be bought on fewer has no pace yet: what it sold counts as a week's
 _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday
 
 
@@ -121,8 +130,8 @@ def _features_at_once(sales: DailySales, rows: np.ndarray, origins: np.ndarray) 
         np.log1p(np.minimum(known, HISTORY_DAYS)),
         *_prices(sales, rows, origins),
         stock[:, -7:].mean(1), stock[:, -1],
-        *_of_shop(sales, origins),
         *_of_calendar(sales, origins),
+        np.log1p(_drawn_week(units, orders, there)),
     ]
     return np.stack(columns, axis=1).astype(np.float32)
 
@@ -161,19 +170,34 @@ def _prices(sales: DailySales, rows: np.ndarray, origins: np.ndarray) -> tuple[n
     return np.where(known, now, 0.0), np.where(known, np.clip(now - usual, -1.0, 1.0), 0.0)
 
 
-def _of_shop(sales: DailySales, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    before = np.concatenate([[0.0], np.cumsum(sales.shop)])
-    at = origins - sales.first_day
-
-    def mean(days: int) -> np.ndarray:
-        return (before[at] - before[np.maximum(at - days, 0)]) / np.minimum(days, np.maximum(at, 1)) + 1.0
-
-    month = mean(28)
-    return np.log(mean(7) / month), np.log(month / mean(84))
-
-
 def _of_calendar(sales: DailySales, origins: np.ndarray) -> list[np.ndarray]:
     weekday = (origins + _EPOCH_WEEKDAY) % 7
     angle = 2 * np.pi * origins / DAYS_PER_YEAR
     told = origins - sales.shop_first_day >= SEASON_AFTER_DAYS
     return [*(weekday == day for day in range(7)), np.sin(angle) * told, np.cos(angle) * told]
+
+
+def _drawn_week(units: np.ndarray, orders: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """[n] units: the median of a week that is drawn again and again from the item's own days.
+
+    Each draw takes a Monday of the last eight, a Tuesday, and so on, and its sum is brought to the orders per day of
+    the last four weeks, days out of stock left out. The bootstrap of intermittent demand (Willemain, Smart and Schwarz,
+    International Journal of Forecasting 2004) with the weekday in the place of their states. A bulk order comes up in
+    few draws and hardly moves their median.
+
+    Args:
+        units, orders, there: [n, HISTORY_DAYS] of the days before; `there`: shares on which it could be bought.
+    """
+    days = 7 * _DRAWN_FROM_WEEKS
+    pace = orders[:, -_PACE_DAYS:].sum(1) / np.maximum(there[:, -_PACE_DAYS:].sum(1), _LEAST_THERE_DAYS)
+    drawn_pace = np.maximum(orders[:, -days:].sum(1), 1.0) / days
+    median: np.ndarray = np.median(units[:, -days:] @ _drawn_days(), axis=1)
+    return median * pace / drawn_pace
+
+
+@cache
+def _drawn_days() -> np.ndarray:
+    """[days, draws] float32: 1 where a draw takes the day; the same ones for every item, so that nothing is random."""
+    weeks = np.random.default_rng(0).integers(_DRAWN_FROM_WEEKS, size=(7, _DRAWS))
+    taken = np.arange(_DRAWN_FROM_WEEKS)[:, None, None] == weeks
+    return taken.reshape(-1, _DRAWS).astype(np.float32)

@@ -7,10 +7,8 @@ newest of these days calibrate the intervals, so that they hold for what nothing
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,12 +26,14 @@ from models.compact_demand import (
     scaled_features,
     usual_in,
 )
-from models.demand import PRICE_WEIGHT, QUANTILES, Demand, DemandSizes, DemandTrainer, weight_shapes
+from models.demand import PRICE_WEIGHT, PULL, QUANTILES, Demand, DemandSizes, DemandTrainer, weight_shapes
 from models.price_response import LEFT_OUT, PriceResponse, elasticity_of
 from models.trainer import variables_of
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
+from pipeline.tasks.demand_earlier import of_todays_features
 from pipeline.tasks.demand_examples import EVERY_DAYS, HORIZONS_DAYS, PRICE_DAYS, array_of
 from pipeline.tasks.demand_features import (
+    AGE,
     DAYS_SOLD,
     FEATURES,
     NO_HISTORY,
@@ -43,6 +43,7 @@ from pipeline.tasks.demand_features import (
     features_of,
     usual_log_price,
 )
+from pipeline.tasks.demand_held_out import HeldOut, held_out
 from pipeline.tasks.demand_items import DemandItems
 from pipeline.tasks.demand_scores import METRIC, WEEK, accuracy, judged
 from pipeline.tasks.known_items import principal_directions
@@ -52,7 +53,6 @@ Batch = dict[str, np.ndarray]
 TEXT_DIMENSION = 32  # principal directions of the first catalogue's texts that are kept: a level needs few
 # Of the training rows some are taught as if the item were new, so that text, category and price are learnt from.
 HIDDEN_SHARE = 0.1
-HELD_OUT_SHARE = 0.1
 # Newest held-out examples that calibrate: the tenth of 1,000 is known to 1 % (three groups share them).
 CALIBRATED_ON = 4_000
 _LEAST_CALIBRATING = 50  # a tenth of fewer is a handful of days
@@ -61,44 +61,23 @@ _SCORED_AT_ONCE = 4_096
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors")
 
 
-@dataclass
-class _HeldOut:
-    """Days that calibrate the intervals, newest last; arrays `[n, …]`."""
-
-    features: np.ndarray
-    units: np.ndarray
-    weight: np.ndarray
-    rows: np.ndarray  # of the items
-
-    @classmethod
-    def of(cls, examples: Examples, rows: np.ndarray) -> _HeldOut:
-        table, horizons = examples.table, len(HORIZONS_DAYS)
-        return cls(
-            array_of(table, "features", horizons, len(FEATURES)), array_of(table, "units", horizons),
-            array_of(table, "weight", horizons), rows,
-        )
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {f"held_out/{name}": array.copy() for name, array in vars(self).items()}
-
-    def take(self, chosen: np.ndarray) -> _HeldOut:
-        return _HeldOut(*(array[chosen] for array in vars(self).values()))
-
-
 class DemandLearner:
     """Fulfils `pipeline.tasks.contract.Learner`."""
 
-    def __init__(self, *, seed: int, text_dimension: int, price_weight: float = PRICE_WEIGHT) -> None:
+    def __init__(
+        self, *, seed: int, text_dimension: int, price_weight: float = PRICE_WEIGHT, sizes: DemandSizes | None = None
+    ) -> None:
         """An untrained network that knows no item.
 
         Args:
             seed: of every random weight.
             text_dimension: length of a text vector.
             price_weight: of what an item of its text costs in the loss, beside its demand; 0: demand alone.
+            sizes: of a checkpoint's network; None: today's.
         """
         self._seed = seed
         kept = min(text_dimension, TEXT_DIMENSION)
-        self._sizes = DemandSizes(len(FEATURES), USUAL_WEEK, kept, price_weight=price_weight)
+        self._sizes = sizes or DemandSizes(len(FEATURES), USUAL_WEEK, kept, price_weight=price_weight, pull=PULL)
         self._projection = np.eye(text_dimension, kept, dtype=np.float32)
         self._items = DemandItems(kept)
         self._response = PriceResponse()
@@ -106,10 +85,7 @@ class DemandLearner:
         self._trainer = DemandTrainer(self._network)
         self._mean, self._scale = np.zeros(len(FEATURES), np.float32), np.ones(len(FEATURES), np.float32)
         self._volume = 0.0  # mean of the volumes that the first lesson held; 0: there was none
-        nothing = np.zeros((0, len(HORIZONS_DAYS)), np.float32)
-        self._held_out = _HeldOut(
-            np.zeros((*nothing.shape, len(FEATURES)), np.float32), nothing, nothing, np.zeros(0, np.int64)
-        )
+        self._held_out = HeldOut.none()
 
     # --- growth ---
 
@@ -124,7 +100,7 @@ class DemandLearner:
             self._projection = principal_directions(vectors, self._projection.shape[1])
         new = self._items.take_in(context, vectors @ self._projection)
         self._response.grow(len(self._items))
-        if not self._volume and len(examples):
+        if len(examples):
             self._fit_scales(examples)
         windows = self._learn_prices(examples)
         return {"items": len(self._items) - 1, "items_new": new, "items_gone": before - known, "price_windows": windows}
@@ -142,12 +118,15 @@ class DemandLearner:
         self._held_out.rows = moved[self._held_out.rows]
 
     def _fit_scales(self, examples: Examples) -> None:
-        """Sets the scale of the features by the first lesson, for good."""
+        """Sets the scale of the features by their first lesson, for good; later ones only fit what was new to them."""
+        new = np.isinf(self._scale) if self._volume else np.ones(len(FEATURES), bool)
+        if not new.any():
+            return
         features = array_of(examples.table, "features", len(HORIZONS_DAYS), len(FEATURES))
-        flat = features.reshape(-1, len(FEATURES))
-        self._mean = flat.mean(0, dtype=np.float64).astype(np.float32)
-        self._scale = np.maximum(flat.std(0, dtype=np.float64), 1e-3).astype(np.float32)
-        self._volume = float(_volumes(features).mean())
+        flat = features.reshape(-1, len(FEATURES))[:, new]
+        self._mean[new] = flat.mean(0, dtype=np.float64)
+        self._scale[new] = np.maximum(flat.std(0, dtype=np.float64), 1e-3)
+        self._volume = self._volume or float(self._volumes(features).mean())
 
     def _learn_prices(self, examples: Examples) -> int:
         rows = self._rows_of(examples)
@@ -179,15 +158,15 @@ class DemandLearner:
             raise ValueError(f"The demand learner trains with plain Adam; received {methods}. Leave the others off.")
         if not len(train):
             return
-        new = train.keep(_held_out(train) & ~train.replayed)
+        new = train.keep(held_out(train) & ~train.replayed)
         new = new.take(np.argsort(new.table["time"].cast(pa.int64()).to_numpy(), kind="stable"))
-        came, held = _HeldOut.of(new, self._rows_of(new)), self._held_out
-        both = _HeldOut(*(np.concatenate(pair) for pair in zip(vars(held).values(), vars(came).values(), strict=True)))
+        came, held = HeldOut.of(new, self._rows_of(new)), self._held_out
+        both = HeldOut(*(np.concatenate(pair) for pair in zip(vars(held).values(), vars(came).values(), strict=True)))
         self._held_out = both.take(np.arange(len(both.rows))[-CALIBRATED_ON:])
 
     def batches(self, examples: Examples, batch_size: int, generator: np.random.Generator) -> Iterator[Batch]:
         """Shuffled batches of all but what calibrates; a share of the rows is shown without its history."""
-        taught = examples.keep(~_held_out(examples))
+        taught = examples.keep(~held_out(examples))
         order = generator.permutation(len(taught))
         hidden = generator.random(len(taught)) < HIDDEN_SHARE
         arrays = self._arrays(taught)
@@ -208,19 +187,41 @@ class DemandLearner:
         there = np.arange(size) < len(chosen)
         chosen = np.concatenate([chosen, np.zeros(size - len(chosen), np.int64)])
         features = arrays["features"][chosen]
-        volume = _volumes(features) / (self._volume or 1.0)
+        volume = self._volumes(features) / (self._volume or 1.0)
         if hidden is not None:
             blank = hidden[chosen][:, None, None] & ~WITHOUT_HISTORY
             features = np.where(blank, NO_HISTORY, features)
         rows, price = arrays["rows"][chosen], arrays["log_price"][chosen]
         return {
             "features": scaled_features(features, self._mean, self._scale),
-            "usual": usual_in(features[..., USUAL_WEEK], HORIZONS_DAYS).astype(np.float32),
+            "usual": self._usual(features).astype(np.float32),
             "text": self._items.text[rows], "category": self._items.category[rows],
             "target": np.log1p(arrays["units"][chosen]), "counts": arrays["counts"][chosen],
-            "volume": volume.astype(np.float32), "log_price": np.nan_to_num(price),
+            "volume": volume.astype(np.float32), "pull": self._pull(features), "log_price": np.nan_to_num(price),
             "priced": np.isfinite(price).astype(np.float32), "weight": there.astype(np.float32),
         }
+
+    def _usual(self, features: np.ndarray) -> np.ndarray:
+        """[n, horizons]: log of one plus what is usual in each horizon, from features [n, horizons, FEATURES]."""
+        return usual_in(features[..., self._sizes.usual_week], HORIZONS_DAYS)
+
+    def _pull(self, features: np.ndarray) -> np.ndarray:
+        """[n, horizons] float32: how hard the median is held at the level: where that is measured, not only scaled.
+
+        That is in the horizon of a week, of an item that has a history.
+        """
+        measured = (features[..., AGE] > 0) & (np.arange(len(HORIZONS_DAYS)) == WEEK)
+        return np.where(measured, self._sizes.pull, 0.0).astype(np.float32)
+
+    def _volumes(self, features: np.ndarray) -> np.ndarray:
+        """[n, horizons] float32: how much a horizon's error weighs: the root of what is usual.
+
+        Halfway between every item alike and every unit alike: the first leaves out where the units are, the second
+        lets a few items decide. Online Retail, gradient-boosted trees on the same features, WAPE of a week: 0.569 by
+        the first, 0.566 by the root.
+        """
+        roots: np.ndarray = np.sqrt(1.0 + np.expm1(self._usual(features))).astype(np.float32)
+        return roots
 
     def train_step(self, batch: Batch, learning_rate: float) -> float:
         """One step of Adam."""
@@ -274,7 +275,7 @@ class DemandLearner:
         """Weights, slots, items with their days, evidence on prices, what calibrates."""
         meta = {
             "seed": self._seed, "sizes": self._sizes.as_json(), "text_dimension": len(self._projection),
-            "volume": self._volume, "ids": list(self._items.ids),
+            "volume": self._volume, "ids": list(self._items.ids), "features": list(FEATURES),
         }
         weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
         return State(
@@ -286,10 +287,11 @@ class DemandLearner:
 
     @classmethod
     def restore(cls, state: State) -> DemandLearner:
-        """The learner that `state` was taken from, bit for bit."""
+        """The learner that `state` was taken from, bit for bit; one of other features goes on with today's."""
+        state = of_todays_features(state)
         learner = cls(
             seed=state.meta["seed"], text_dimension=state.meta["text_dimension"],
-            price_weight=state.meta["sizes"].get("price_weight", PRICE_WEIGHT),  # older versions name none
+            sizes=DemandSizes.from_json(state.meta["sizes"]),
         )
         learner._volume = state.meta["volume"]
         learner._projection, learner._mean, learner._scale = (
@@ -298,7 +300,7 @@ class DemandLearner:
         learner._items = DemandItems.from_arrays(state.meta["ids"], state.arrays)
         learner._response = PriceResponse.from_arrays(state.arrays, "price")
         names = vars(learner._held_out)
-        learner._held_out = _HeldOut(*(np.array(state.arrays[f"held_out/{name}"]) for name in names))
+        learner._held_out = HeldOut(*(np.array(state.arrays[f"held_out/{name}"]) for name in names))
         for path, variable in variables_of(learner._trainer).items():
             variable.assign(state.arrays[path])
         return learner
@@ -310,7 +312,7 @@ class DemandLearner:
         arrays: Batch = {
             name: getattr(self._network, f"w_{name}").numpy() for name in weight_shapes(self._sizes)
         } | {
-            "horizons_days": np.array(HORIZONS_DAYS), "usual_week": np.array([USUAL_WEEK]),
+            "horizons_days": np.array(HORIZONS_DAYS), "usual_week": np.array([self._sizes.usual_week]),
             "days_sold": np.array([DAYS_SOLD]), "feature_mean": self._mean, "feature_scale": self._scale,
         }
         arrays |= self._calibration(arrays)
@@ -370,29 +372,3 @@ class DemandLearner:
             output_example=demand_service.DemandService(compact).answer(example, demand_service.PARAMETERS),
             parameters=demand_service.PARAMETERS,
         )
-
-
-def _volumes(features: np.ndarray) -> np.ndarray:
-    """[n, horizons]: how much a horizon's error weighs: the root of what is usual.
-
-    Halfway between every item alike and every unit alike: the first leaves out where the units are, the second lets
-    a few items decide. Online Retail, gradient-boosted trees on the same features, WAPE of a week: 0.569 by the
-    first, 0.566 by the root.
-    """
-    usual = np.expm1(usual_in(features[..., USUAL_WEEK], HORIZONS_DAYS))
-    roots: np.ndarray = np.sqrt(1.0 + usual).astype(np.float32)
-    return roots
-
-
-def _held_out(examples: Examples) -> np.ndarray:
-    """[n] bool: what calibrates, by a hash of item and month (28 days): no day of such a month is ever trained on."""
-    if not len(examples):
-        return np.zeros(0, bool)
-    months = examples.table["time"].cast(pa.int64()).to_numpy() // (PRICE_DAYS * 86_400_000_000)
-    draws: dict[str, bool] = {}
-    keys = [f"{unit}|{month}" for unit, month in zip(examples.table["unit"].to_pylist(), months, strict=True)]
-    for key in keys:
-        if key not in draws:
-            digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-            draws[key] = int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64
-    return np.array([draws[key] for key in keys])
