@@ -61,8 +61,7 @@ class CompactNeighbours:
             own, gate: see `_add_second_steps`.
         """
         arrays, size = self._arrays, logits.shape[1]
-        near, value = arrays["neighbour_index"][items], arrays["neighbour_value"][items]
-        cosine = cosines(items, near, value, arrays["neighbour_seen"])
+        near, cosine = self._near(items)
         there = cosine > 0
         key, pair = np.unique((np.arange(len(items))[:, None, None] * size + near)[there], return_inverse=True)
         total = np.bincount(pair, cosine[there], len(key)).astype(np.float32)
@@ -103,10 +102,32 @@ class CompactNeighbours:
         logits[owner, column] += gate[owner, 0] * arrays["neighbour_far_gain"] * total
 
     def nearest(self, history: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """[items] int64: the place in the history whose item was chosen together with each most often, -1: none."""
-        newest = history[:NEIGHBOUR_HISTORY]
-        if not len(newest):
+        """[items] int64: the place in the history whose item leads to each item most, in one step or two, -1: none.
+
+        Args:
+            history: [length] int, rows of the history's items, newest first.
+            columns: [items] int, rows of the items.
+        """
+        places = history[:WHOLE_HISTORY]
+        if not len(places):
             return np.full(len(columns), -1, np.int64)
-        near = self._arrays["neighbour_index"][newest][:, :, None] == columns[None, None, :]
-        value = (near * self._arrays["neighbour_value"][newest][:, :, None]).sum(axis=1)  # [places, items]
-        return np.where(value.max(axis=0) > 0, value.argmax(axis=0), -1)
+        near, strength = self._near(places)  # [places, neighbours]
+        direct = ((near[..., None] == columns) * strength[..., None]).sum(axis=1)  # [places, items]
+        second = self._second(history[:NEIGHBOUR_HISTORY], columns, len(places))
+        leads = np.where(direct.max(axis=0) > 0, direct, second)
+        return np.where(leads.max(axis=0) > 0, leads.argmax(axis=0), -1)
+
+    def _near(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The neighbours of items [...] and the cosines with them, both [..., neighbours]."""
+        near, value = self._arrays["neighbour_index"][items], self._arrays["neighbour_value"][items]
+        return near, cosines(items, near, value, self._arrays["neighbour_seen"])
+
+    def _second(self, newest: np.ndarray, columns: np.ndarray, places: int) -> np.ndarray:
+        """[places, items]: how much each place leads to the items in two steps; those beyond the newest do not."""
+        near, strength = self._near(newest)
+        strength = first_steps(strength[None])[0]
+        reached, onward = self._near(near)  # [newest, neighbours, neighbours]
+        leads = np.zeros((places, len(columns)))
+        for number, column in enumerate(columns):
+            leads[: len(newest), number] = ((reached == column) * onward * strength[..., None]).sum(axis=(1, 2))
+        return leads

@@ -65,7 +65,7 @@ class Reasons(BaseModel):
     words: float = Field(description="the query against the item's text")
     again: float = Field(description="the customer had it before")
     together: float = Field(description="it is chosen with items of the history")
-    because: str | None = Field(description="the history's item that it is most often chosen with")
+    because: str | None = Field(description="the history's item that leads to it most by what is chosen together")
 
 
 class Item(BaseModel):
