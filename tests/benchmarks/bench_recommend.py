@@ -60,6 +60,7 @@ def random_recommender(items: int, generator: np.random.Generator) -> CompactRec
         "copy_hidden_bias": (copy_hidden,), "copy_output_kernel": (copy_hidden,),
         "neighbour_features": (HISTORY_FEATURES, NEIGHBOUR_NORMS), "neighbour_gain": (NEIGHBOUR_NORMS,),
         "neighbour_own_gain": (NEIGHBOUR_NORMS,), "neighbour_far_gain": (), "neighbour_far_log_scale": (),
+        "neighbour_whole_gain": (2,), "neighbour_whole_log_scale": (),
         "neighbour_log_scale": (NEIGHBOUR_NORMS,), "search_gates": (3,), "text_adapter": (_SIZES.text_dimension, width),
         "text_projection": (384, _SIZES.text_dimension), "query_kernel": (width, width),
     }
