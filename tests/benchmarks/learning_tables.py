@@ -148,7 +148,11 @@ def page() -> str:
         "diginetica_honest": "DIGINETICA, unseen targets counted as misses (the same)",
         "diginetica_at_joint_steps": "DIGINETICA, where joint retraining was made, same sessions, unseen dropped",
     }
-    measured = ", ".join(f"{name} `{part['commit'][:10]}`" for name, part in sorted(found["parts"].items()))
+    measured = ", ".join(
+        f"{name} `{part['commit'][:10]}`"
+        + (f" (SASRec `{part['SASRec_commit'][:10]}`)" if "SASRec_commit" in part else "")  # a rival measured once
+        for name, part in sorted(found["parts"].items())
+    )
     parts = [
         "# What the learner reaches\n",
         "Written by `make bench-learning` and `make tables` from [results/learning.json](results/learning.json); the "
