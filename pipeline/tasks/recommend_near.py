@@ -55,12 +55,12 @@ class Near:
             value = self._without_own(chosen, place[self._before(chosen, len(items))], near, value, wanted, counted)
             barred = own | (wanted & (counted > 0)[:, None])
         cosine = cosines(listed, known, value, table.seen)
-        whole = _summed(every * rows + near, cosine, own.shape)
+        whole = _summed(near, cosine, rows)
         known, near, value, cosine = (one[:, :NEIGHBOUR_HISTORY] for one in (known, near, value, cosine))
         strength = first_steps(cosine) * ~barred[every, near]
         far, score = second_steps(known, strength, table.index, table.value, table.seen)
         return {
-            "whole": whole, "far": _summed(every * rows + place[far], score, own.shape) * ~own,
+            "whole": whole, "far": _summed(place[far], score, rows) * ~own,
             **_entries(near, value),
         }
 
@@ -113,8 +113,13 @@ def _entries(near: np.ndarray, value: np.ndarray) -> dict[str, np.ndarray]:
     return {"neighbour_entries": entries, "neighbour_value": value.ravel()[pairs]}
 
 
-def _summed(key: np.ndarray, value: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """[batch, rows] float32: the values at each key (example x rows + row), row 0 without."""
-    table = np.bincount(key.ravel(), value.ravel(), shape[0] * shape[1]).astype(np.float32).reshape(shape)
+def _summed(rows: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """[batch, size] float32: the values of each example [batch, …] at their rows added up, row 0 without.
+
+    An example at a time: the sums are float64 until then, and ten times as slow where all of a batch's are at once.
+    """
+    table = np.empty((len(rows), size), np.float32)
+    for place in range(len(rows)):
+        table[place] = np.bincount(rows[place].ravel(), values[place].ravel(), size)
     table[:, 0] = 0.0
     return table
