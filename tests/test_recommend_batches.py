@@ -203,7 +203,8 @@ def test_an_example_sees_the_counts_of_its_targets_as_if_it_had_not_been_counted
 ) -> None:
     moments = baskets(30, most, seed=1, longest=longest)
     learner = learner_of(moments)
-    encoded = learner._encoded(examples(moments)).with_targets_drawn(np.random.default_rng(1))
+    encoded = learner._encoded(examples(moments))
+    encoded = encoded.with_targets_by(np.random.default_rng(1).random(len(encoded.target_index)))
     batches = [
         batcher_of(learner, encoded, counted=counted, mask=mask).batch(np.arange(30), 64, 30)
         for counted in (True, False)
@@ -265,7 +266,7 @@ def test_where_a_target_stands_in_its_own_history_is_known(learner: RecommenderL
 
 def test_targets_are_drawn_within_their_basket_with_all_that_is_theirs(learner: RecommenderLearner) -> None:
     encoded = learner._encoded(examples(baskets(20, most=75, seed=5)))
-    drawn = encoded.with_targets_drawn(np.random.default_rng(0))
+    drawn = encoded.with_targets_by(np.random.default_rng(0).random(len(encoded.target_index)))
     assert (drawn.target_index != encoded.target_index).any()
     for example in range(20):
         inside = slice(*encoded.target_offsets[example : example + 2])

@@ -86,12 +86,8 @@ class Encoded:
             self.target_index[self.target_counted], self.times,
         )
 
-    def with_targets_drawn(self, generator: np.random.Generator) -> Encoded:
-        """The same with each basket's items in a random order, so that the first TARGETS are a draw."""
-        return self.with_targets_by(generator.random(len(self.target_index)))
-
     def with_targets_by(self, draws: np.ndarray) -> Encoded:
-        """The same with each basket's items in the order of `draws` ([targets])."""
+        """The same with each basket's items in the order of `draws` ([targets]): the first TARGETS are then a draw."""
         order = np.lexsort((draws, owners(self.target_offsets)))
         return replace(
             self, target_index=self.target_index[order], target_place=self.target_place[order],
