@@ -18,14 +18,18 @@ class CompactNeighbours:
         """Takes a recommender's arrays, of which those named `neighbour_...` are read when they are needed."""
         self._arrays = arrays
 
-    def add(self, logits: np.ndarray, index: np.ndarray, features: np.ndarray, gate: np.ndarray) -> None:
+    def add(
+        self, logits: np.ndarray, index: np.ndarray, features: np.ndarray, outside: np.ndarray, within: np.ndarray,
+        whole: np.ndarray,
+    ) -> None:
         """Adds, in place, what goes with the items of each history; for its own items by gains of their own.
 
         Args:
             logits: [batch, items] float32.
             index: [batch, length] int, rows of the histories' items, newest first, 0: none.
             features: [batch, length, HISTORY_FEATURES] float32.
-            gate: [batch, 1] float32, how much of it counts.
+            outside, within: [batch, 1] float32, how much of it counts for items outside of the history and within.
+            whole: [batch, 1] float32, gain of the whole history for items outside of it, beside its own one.
         """
         arrays, size = self._arrays, logits.shape[1]
         newest, features = index[:, :NEIGHBOUR_HISTORY], features[:, :NEIGHBOUR_HISTORY]
@@ -46,19 +50,23 @@ class CompactNeighbours:
             if norm:
                 score /= np.sqrt(np.maximum(arrays["neighbour_seen"][column], LEAST_SEEN))
             total += gains[:, norm] * np.log1p(score * np.exp(-arrays["neighbour_log_scale"][norm]))
-        logits[owner, column] += gate[owner, 0] * total
+        logits[owner, column] += np.where(inside, within[owner, 0], outside[owner, 0]) * total
         if arrays["neighbour_far_gain"]:
-            self._add_second_steps(logits, newest, columns, values, own, gate)
-        if arrays["neighbour_whole_gain"].any():
-            self._add_whole(logits, index[:, :WHOLE_HISTORY], own, gate)
+            self._add_second_steps(logits, newest, columns, values, own, outside)
+        gains = outside * arrays["neighbour_whole_gain"][0] + whole, within * arrays["neighbour_whole_gain"][1]
+        if gains[0].any() or gains[1].any():
+            self._add_whole(logits, index[:, :WHOLE_HISTORY], own, *gains)
 
-    def _add_whole(self, logits: np.ndarray, items: np.ndarray, own: np.ndarray, gate: np.ndarray) -> None:
+    def _add_whole(
+        self, logits: np.ndarray, items: np.ndarray, own: np.ndarray, outside: np.ndarray, within: np.ndarray
+    ) -> None:
         """Adds, in place, what goes with a longer history, each of its items alike.
 
         Args:
             logits: [batch, items] float32.
             items: [batch, places] int, the history.
-            own, gate: see `_add_second_steps`.
+            own: see `_add_second_steps`.
+            outside, within: [batch, 1] float32, the gains of items outside of the history and within.
         """
         arrays, size = self._arrays, logits.shape[1]
         near, cosine = self._near(items)
@@ -66,14 +74,13 @@ class CompactNeighbours:
         key, pair = np.unique((np.arange(len(items))[:, None, None] * size + near)[there], return_inverse=True)
         total = np.bincount(pair, cosine[there], len(key)).astype(np.float32)
         inside = own[np.minimum(own.searchsorted(key), len(own) - 1)] == key
-        outside_gain, own_gain = arrays["neighbour_whole_gain"]
         total = np.log1p(total * np.exp(-arrays["neighbour_whole_log_scale"]))
         owner, column = np.divmod(key, size)
-        logits[owner, column] += gate[owner, 0] * np.where(inside, own_gain, outside_gain) * total
+        logits[owner, column] += np.where(inside, within[owner, 0], outside[owner, 0]) * total
 
     def _add_second_steps(
         self, logits: np.ndarray, newest: np.ndarray, columns: np.ndarray, values: np.ndarray, own: np.ndarray,
-        gate: np.ndarray,
+        outside: np.ndarray,
     ) -> None:
         """Adds, in place, what goes with what goes with the newest items; nothing to the history's own.
 
@@ -82,7 +89,7 @@ class CompactNeighbours:
             newest: [batch, places] int.
             columns, values: [batch, places, neighbours], their neighbours and how often.
             own: [batch x length] int, ascending: request x items + row of every item of the histories.
-            gate: [batch, 1] float32.
+            outside: [batch, 1] float32, how much of it counts.
         """
         arrays, size = self._arrays, logits.shape[1]
         request = np.arange(len(newest))[:, None, None] * size
@@ -99,7 +106,7 @@ class CompactNeighbours:
         total = np.bincount(pair, score[there], len(key)).astype(np.float32)
         owner, column = np.divmod(key, size)
         total = np.log1p(total * np.exp(-arrays["neighbour_far_log_scale"]))
-        logits[owner, column] += gate[owner, 0] * arrays["neighbour_far_gain"] * total
+        logits[owner, column] += outside[owner, 0] * arrays["neighbour_far_gain"] * total
 
     def nearest(self, history: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """[items] int64: the place in the history whose item leads to each item most, in one step or two, -1: none.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from .blend import Blend, trend_weights, untouched, weighed_requests
 from .compact_neighbours import CompactNeighbours
 from .int8_rows import from_int8, to_int8
 from .item_steps import LEAST_SEEN
@@ -48,6 +49,7 @@ class CompactRecommender:
     def _hold(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = {name: np.ascontiguousarray(array) for name, array in _widened(arrays).items()}
         self._popularity = self.arrays["trend"] @ self.arrays["trend_mix"]  # once: a request should cost one product
+        self._weighed_trend = self.arrays["trend"] @ trend_weights(self.arrays)
         self._lengths = np.linalg.norm(self.arrays["items"], axis=1)
         self._neighbours = CompactNeighbours(self.arrays)
 
@@ -71,9 +73,10 @@ class CompactRecommender:
         """
         arrays = self.arrays
         if trend is None or moment is None:
-            trend, moment, popularity = arrays["trend"][None], np.zeros(len(index), np.int64), self._popularity[None]
+            trend, moment = arrays["trend"][None], np.zeros(len(index), np.int64)
+            popularity, weighed_trend = self._popularity[None], self._weighed_trend[None]
         else:
-            popularity = (trend @ arrays["trend_mix"])[moment]
+            popularity, weighed_trend = ((trend @ one)[moment] for one in (arrays["trend_mix"], trend_weights(arrays)))
         present = (index > 0).astype(np.float32)
         features = _history_features(counts, views, days, present)
         user = _user_features(counts, views, days, present)
@@ -92,8 +95,12 @@ class CompactRecommender:
             logits += gates[:, :1] * popularity
             gate = gates[:, 1:2]
         if index.size:
-            self._neighbours.add(logits, index, features, gate)
-            np.add.at(logits, (np.arange(len(index))[:, None], index), gate * again)
+            blend = Blend.of(arrays["blend"], weighed_requests(index, has_query))
+            within = np.take_along_axis(logits, index, axis=1) + gate * again
+            logits *= blend.outside
+            np.put_along_axis(logits, index, blend.own * within + blend.bonus, axis=1)
+            self._neighbours.add(logits, index, features, gate * blend.outside, gate * blend.own, blend.whole)
+            logits += blend.trend * weighed_trend
         return logits
 
     def user_vectors(self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray) -> np.ndarray:
@@ -124,18 +131,22 @@ class CompactRecommender:
         present = (index > 0).astype(np.float32)
         features, user = _history_features(counts, none, days, present), _user_features(counts, none, days, present)
         wish, own = self._user(index, features, user, present)
+        blend = Blend.of(arrays["blend"], weighed_requests(index, np.array([searching])))
+        within = np.isin(columns, index[0])
+        scale = np.where(within, blend.own[0], blend.outside[0])
         vectors = arrays["items"][columns]
         copied = self._copied(own, arrays["trend"][index], features, user) * present
         again: np.ndarray = np.zeros(len(self.ids), np.float32)
         np.add.at(again, index[0], copied[0])
         together: np.ndarray = np.zeros((1, len(self.ids)), np.float32)
-        self._neighbours.add(together, index, features, np.ones((1, 1), np.float32))
+        self._neighbours.add(together, index, features, gates[1] * blend.outside, gates[1] * blend.own, blend.whole)
         words: np.ndarray = np.zeros(len(columns), np.float32)
         if query_vector is not None:
             words = vectors @ (query_vector @ arrays["text_adapter"] @ arrays["query_kernel"])[0]
+        popularity = gates[0] * scale * self._popularity[columns] + blend.trend[0] * self._weighed_trend[columns]
         return {
-            "popularity": gates[0] * self._popularity[columns], "taste": gates[2] * (vectors @ wish[0]), "words": words,
-            "again": gates[1] * again[columns], "together": gates[1] * together[0, columns],
+            "popularity": popularity, "taste": gates[2] * scale * (vectors @ wish[0]), "words": words,
+            "again": gates[1] * scale * again[columns] + blend.bonus[0] * within, "together": together[0, columns],
             "because": self._neighbours.nearest(index[0], columns),
         }
 
@@ -248,7 +259,7 @@ def _widened(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     widened = {
         "neighbour_own_gain": np.zeros(2, np.float32), "neighbour_far_gain": nothing,
         "neighbour_far_log_scale": nothing, "neighbour_whole_gain": np.zeros(2, np.float32),
-        "neighbour_whole_log_scale": nothing, **arrays,
+        "neighbour_whole_log_scale": nothing, "blend": untouched(), **arrays,
     }
     if "weigh_item" in arrays:
         user = arrays["weigh_item"].size + USER_FEATURES

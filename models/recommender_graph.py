@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from .blend import PLAIN
 from .compact_ensemble import CompactEnsemble
 from .compact_neighbours import NEIGHBOUR_HISTORY
 from .compact_recommender import RECENCY_DAYS, VISIT_DAYS, CompactRecommender
@@ -110,8 +111,18 @@ class RecommenderGraph(tf.Module):
         places = _places(index)
         copied = tf.tensor_scatter_nd_add(tf.zeros_like(logits), places, again)
         is_own = tf.tensor_scatter_nd_max(tf.zeros_like(logits), places, present)
-        near = self._near(index, features, is_own)
-        return logits + gates[1] * (copied + near)
+        whole = self._whole(index[:, :WHOLE_HISTORY], is_own)
+        near = self._near(index, features, is_own, whole)
+        logits += gates[1] * (copied + near)
+        return logits if query_vector is not None else self._blended(logits, index, is_own, whole)
+
+    def _blended(self, logits: tf.Tensor, index: tf.Tensor, is_own: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
+        """The logits [batch, items] weighed as blend.py says, where there is a history."""
+        weights = self._arrays["blend"]
+        outside, own, bonus, of_whole = (weights[place] for place in range(PLAIN))
+        blended = logits * (outside + is_own * (own - outside)) + is_own * bonus + (1.0 - is_own) * of_whole * whole
+        blended += tf.linalg.matvec(self._arrays["trend"], weights[PLAIN:])
+        return tf.where(tf.reduce_any(index > 0, axis=1, keepdims=True), blended, logits)
 
     def _distinct(self, history: tf.Tensor, history_days: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Distinct known items, newest first: rows, how often, days since the last; [batch, items]."""
@@ -152,8 +163,8 @@ class RecommenderGraph(tf.Module):
         logit += tf.linalg.matvec(hidden, arrays["copy_output_kernel"])
         return logit + tf.linalg.matvec(own, arrays["copy_again"])
 
-    def _near(self, index: tf.Tensor, features: tf.Tensor, is_own: tf.Tensor) -> tf.Tensor:
-        """[batch, items]: what goes with the newest items of each history; `is_own` [batch, items]: 1 for its own."""
+    def _near(self, index: tf.Tensor, features: tf.Tensor, is_own: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
+        """[batch, items]: what goes with each history; `is_own` [batch, items]: 1 for its own; `whole`: `_whole`."""
         arrays, shape = self._arrays, tf.shape(is_own)
         newest, features = index[:, :NEIGHBOUR_HISTORY], features[:, :NEIGHBOUR_HISTORY]
         weight = tf.exp(tf.clip_by_value(features @ arrays["neighbour_features"], -8.0, 8.0))
@@ -170,7 +181,9 @@ class RecommenderGraph(tf.Module):
             scale = tf.exp(-arrays["neighbour_log_scale"][norm])
             gain, own_gain = arrays["neighbour_gain"][norm], arrays["neighbour_own_gain"][norm]
             total += (gain + is_own * (own_gain - gain)) * tf.math.log1p(score * scale)
-        return total + self._whole(index[:, :WHOLE_HISTORY], is_own) + self._far(newest, columns, values, is_own)
+        gain, own_gain = arrays["neighbour_whole_gain"][0], arrays["neighbour_whole_gain"][1]
+        total += (gain + is_own * (own_gain - gain)) * whole
+        return total + self._far(newest, columns, values, is_own)
 
     def _whole(self, items: tf.Tensor, is_own: tf.Tensor) -> tf.Tensor:
         """[batch, items]: what goes with a longer history, each of its items [batch, places] alike."""
@@ -178,9 +191,7 @@ class RecommenderGraph(tf.Module):
         near = tf.cast(tf.gather(arrays["neighbour_index"], items), tf.int64)
         cosine = self._cosines(tf.gather(arrays["neighbour_value"], items), items, near)
         total = tf.scatter_nd(_places(near), cosine, tf.shape(is_own, tf.int64))
-        gain, own_gain = arrays["neighbour_whole_gain"][0], arrays["neighbour_whole_gain"][1]
-        scale = tf.exp(-arrays["neighbour_whole_log_scale"])
-        return (gain + is_own * (own_gain - gain)) * tf.math.log1p(total * scale)
+        return tf.math.log1p(total * tf.exp(-arrays["neighbour_whole_log_scale"]))
 
     def _cosines(self, value: tf.Tensor, items: tf.Tensor, near: tf.Tensor) -> tf.Tensor:
         """As `item_steps.cosines`: [..., neighbours], of items [...] with those near them."""

@@ -169,6 +169,14 @@ class Trainer:
         loss, gradient = self._train(*arguments)
         return float(loss), gradient.numpy()
 
+    def foresee(self, rows: np.ndarray, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """[batch, candidates] and [batch, length] float32: the logits of candidates and histories, without dropout.
+
+        Not compiled: a trace costs more than the few batches that an update foresees.
+        """
+        shared, own, _ = self.network(tf.constant(rows), {name: tf.constant(one) for name, one in batch.items()})
+        return shared.numpy(), own.numpy()
+
     def measure(self, rows: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """[batch] float32: each example's loss without dropout."""
         return self._measure(rows, dict(batch)).numpy()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.tasks.contract import Calibrated, Examples, Learner, Schedule, State
+from pipeline.tasks.contract import Calibrated, Examples, Foresees, Learner, Schedule, State
 
 _LEAST_SHARE = 0.01  # of the peak, at the end of a linear fall: the last steps still count
 _MOSTLY_OLD = 0.5  # replayed share beyond which a further pass would above all repeat what was learnt long ago
@@ -105,6 +105,8 @@ def fine_tune(
     started = time.monotonic()
     if not len(train):
         return Trained(learner, 0, 0, (), time.monotonic() - started)
+    if isinstance(learner, Foresees):
+        learner.foresee(train.keep(~train.replayed))
     start = learner.state() if schedule.methods.average_with_start else None
     examples = len(train) if examples is None else examples
     schedule = schedule.for_examples(examples)

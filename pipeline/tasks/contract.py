@@ -262,6 +262,14 @@ class Calibrated(Protocol):
 
 
 @runtime_checkable
+class Foresees(Protocol):
+    """A learner that learns from how well it foresees, beside what it is taught. Not every learner is one."""
+
+    def foresee(self, examples: Examples) -> None:
+        """Takes in new examples, before any of them is taught; a learner that was never trained has foreseen nothing."""
+
+
+@runtime_checkable
 class Counts(Protocol):
     """A learner whose network reads counts of what was chosen, beside its weights. Not every learner is one.
 

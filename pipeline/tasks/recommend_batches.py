@@ -62,10 +62,11 @@ class Batcher:
             chances[0] = 0.0
             self._cumulated = np.cumsum(chances / chances.sum())
 
-    def batch(self, chosen: np.ndarray, length: int, batch_size: int) -> Batch:
+    def batch(self, chosen: np.ndarray, length: int, batch_size: int, *, blind: bool = False) -> Batch:
         """The examples at `chosen`, padded to `batch_size` with examples of no weight, histories to `length`.
 
-        Beside the arrays of the network's signature it has `rows`: which rows of the tables it needs.
+        Beside the arrays of the network's signature it has `rows`: which rows of the tables it needs. A `blind` one's
+        candidates are found as an answer's are, without its targets: what goes with the histories in their place.
         """
         encoded = self._encoded
         history = encoded.history(chosen, (batch_size, length))
@@ -81,7 +82,7 @@ class Batcher:
             place = np.where(hidden, 0, place)
         outside = np.where(place > 0, 0, target)
         rating = filled(encoded.rating_index[chosen], batch_size)
-        rows, candidates, correction = self._rows(outside, items, rating)
+        rows, candidates, correction = self._rows(self._near.reached(items) if blind else outside, items, rating)
         moments, moment = np.unique(self._moments[chosen], return_inverse=True)
         query = self._either(encoded.query_vector[chosen], encoded.query_wording[chosen])
         batch = {
@@ -94,7 +95,8 @@ class Batcher:
             **self._near.of(chosen, items, self._place, len(rows)),
             "query_vector": filled(query, batch_size),
             "has_query": filled(encoded.has_query[chosen], batch_size),
-            "target_index": self._place[outside], "own_targets": place.astype(np.int32),
+            "target_index": np.where(self._place[outside] < candidates, self._place[outside], 0),
+            "own_targets": place.astype(np.int32),
             "rating_index": self._place[rating], "rating": filled(encoded.rating[chosen], batch_size),
             "weight": (np.arange(batch_size) < len(chosen)).astype(np.float32),
         }
@@ -103,16 +105,19 @@ class Batcher:
         return batch
 
     def _rows(
-        self, targets: np.ndarray, history: np.ndarray, rating: np.ndarray
+        self, among: np.ndarray, history: np.ndarray, rating: np.ndarray
     ) -> tuple[np.ndarray, int, np.ndarray]:
-        """The items of a batch's rows, how many of them are candidates, and the candidates' correction."""
+        """The items of a batch's rows, how many of them are candidates, and the candidates' correction.
+
+        Of a large catalogue the candidates are those `among` others that are drawn.
+        """
         if self._exact:
             correction = np.zeros(len(self._tables), np.float32)
             correction[0] = NO_ITEM
             return np.arange(len(self._tables)), len(self._tables), correction
         draws = np.searchsorted(self._cumulated, self._generator.random(SAMPLED_ITEMS), side="right")
         drawn = np.unique(np.minimum(draws, len(self._tables) - 1))
-        candidates = np.unique(np.concatenate([[0], drawn, targets.ravel()]))
+        candidates = np.unique(np.concatenate([[0], drawn, among.ravel()]))
         chance = self._cumulated[drawn] - self._cumulated[drawn - 1]  # row 0 is never drawn: its chance is 0
         correction = np.full(len(candidates), NO_ITEM, np.float32)
         expected = -np.expm1(SAMPLED_ITEMS * np.log1p(-np.minimum(chance, 1.0 - 1e-12)))  # drawn at least once

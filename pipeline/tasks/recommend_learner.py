@@ -30,6 +30,7 @@ from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_baseline import DEEP, K
 from pipeline.tasks.recommend_batches import Batch, Batcher, groups_by_length
+from pipeline.tasks.recommend_blend import MOST_FORESEEN, BlendFit, Foreseen
 from pipeline.tasks.recommend_counters import Counters
 from pipeline.tasks.recommend_encoded import Encoded, vectors_of
 from pipeline.tasks.recommend_ensemble import Elders, compact_weights
@@ -42,6 +43,7 @@ from pipeline.tasks.recommend_trends import Trends
 
 TEXT_DIMENSION = 128  # principal directions of the first catalogue's texts that are kept: twice an item's vector
 _SCORED_AT_ONCE = 256
+_FORESEEN_AT_ONCE = 128
 _PROJECTED_AT_ONCE = 8192
 _WEIGHED_EXAMPLES = 128  # replayed examples, a step each, that tell the Fisher information
 
@@ -80,6 +82,7 @@ class RecommenderLearner:
         self._network = self._trainer.network
         self._methods = Methods()
         self._elders = Elders()
+        self._blend = BlendFit()
         self._start: ItemTables | None = None  # as they were when a job began, for what holds to it
         self._share: Share | None = None  # of the examples, where several workers train
 
@@ -199,6 +202,31 @@ class RecommenderLearner:
             self._counters.count(self._encoded(examples))
 
     # --- training ---
+
+    def foresee(self, examples: Examples) -> None:
+        """Fits the weights of models/blend.py on some of the examples; none of them was taught or counted."""
+        if self._trainer.optimizer.iterations.numpy():
+            self._foresee(examples)
+
+    def calibrate(self, held_out: Examples) -> None:
+        """What a first training has in place of new examples: those that told when to stop."""
+        if not self._blend.time:
+            self._foresee(held_out)
+
+    def _foresee(self, examples: Examples) -> None:
+        table, generator = examples.table, np.random.default_rng(self._seed)
+        lists = [pc.greater(pc.list_value_length(table[name]), 0) for name in ("targets", "history_items")]
+        asked = np.flatnonzero(pc.and_(pc.and_(*lists), pc.is_null(table["query"])).to_numpy())
+        if len(asked) > MOST_FORESEEN:
+            asked = np.sort(generator.permutation(asked)[:MOST_FORESEEN])
+        encoded = self._encoded(examples.take(asked))
+        batcher = Batcher(encoded, self._tables, self._counters, generator, counted=False)
+        scale, parts = float(self._network.neighbour_head.whole_log_scale.numpy()), []
+        for chosen, length in groups_by_length(encoded, np.arange(len(asked)), _FORESEEN_AT_ONCE):
+            arrays = dict(batcher.batch(chosen, length, len(chosen), blind=True))
+            rows = self._tables.rows(arrays.pop("rows"))
+            parts.append(Foreseen.of(*self._trainer.foresee(rows, arrays), arrays, scale))
+        self._blend.learn(Foreseen.together(parts), int(encoded.times.max(initial=0)))
 
     def outline(self, examples: Examples) -> Mapping[str, np.ndarray]:
         """How long each example's lists are."""
@@ -377,6 +405,7 @@ class RecommenderLearner:
         }
         weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
         held = self._tables.arrays() | self._counters.arrays() | self._elders.arrays() | self._texts.arrays()
+        held |= self._blend.arrays("blend")
         return State(weights | held | {"projection": self._projection.copy()}, meta)
 
     @classmethod
@@ -398,6 +427,7 @@ class RecommenderLearner:
             variable.assign(fitted(state.arrays.get(path), variable.shape))
         learner._texts = Texts.from_arrays(state.arrays, encoder, cached)
         learner._elders = Elders.from_arrays(state.arrays)
+        learner._blend = BlendFit.from_arrays(state.arrays, "blend")
         return learner
 
     # --- for consumers ---
@@ -408,7 +438,7 @@ class RecommenderLearner:
         newest = compact_weights(self._network, self._tables, self._tables.rows(everything)) | {
             "trend": counters.trends.logs(len(counters.trends.moments)), "text_projection": self._projection,
             "neighbour_index": counters.neighbours.index, "neighbour_value": counters.neighbours.value,
-            "neighbour_seen": counters.neighbours.seen,
+            "neighbour_seen": counters.neighbours.seen, "blend": self._blend.weights.astype(np.float32),
         }
         if not len(self._elders):
             return CompactRecommender(self._tables.items.ids, newest)

@@ -14,6 +14,7 @@ from models.layers import NEIGHBOUR_HISTORY
 from pipeline.tasks.recommend_encoded import Encoded, filled, flat_places, padded
 from pipeline.tasks.recommend_neighbours import PAIR_HISTORY, Neighbours
 
+_REACHED = 8  # of each item's neighbours: those of a batch of 128 fill some 10,000 rows
 _LEAST = 1e-6  # of a count: what rounding leaves when an example's own part is taken off
 
 
@@ -63,6 +64,10 @@ class Near:
             "whole": whole, "far": _summed(place[far], score, rows) * ~own,
             **_entries(near, value),
         }
+
+    def reached(self, items: np.ndarray) -> np.ndarray:
+        """Rows of items that go best with the newest ones of histories [batch, length]; 0 among them is no item."""
+        return self._neighbours.index[items[:, :NEIGHBOUR_HISTORY], :_REACHED]
 
     def _before(self, chosen: np.ndarray, size: int) -> np.ndarray:
         """[size, PAIR_HISTORY] int: the items that were counted with the baskets, shown or not."""
