@@ -55,7 +55,7 @@ class Blend:
 
 def weighed_requests(index: np.ndarray, has_query: np.ndarray | None) -> np.ndarray:
     """[batch] bool: which requests have a history ([batch, length] int, 0: none) and no query."""
-    there = (index > 0).any(axis=1)
+    there = np.asarray((index > 0).any(axis=1))
     return there if has_query is None else there & ~has_query
 
 

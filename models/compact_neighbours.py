@@ -53,9 +53,10 @@ class CompactNeighbours:
         logits[owner, column] += np.where(inside, within[owner, 0], outside[owner, 0]) * total
         if arrays["neighbour_far_gain"]:
             self._add_second_steps(logits, newest, columns, values, own, outside)
-        gains = outside * arrays["neighbour_whole_gain"][0] + whole, within * arrays["neighbour_whole_gain"][1]
-        if gains[0].any() or gains[1].any():
-            self._add_whole(logits, index[:, :WHOLE_HISTORY], own, *gains)
+        whole = outside * arrays["neighbour_whole_gain"][0] + whole
+        whole_within = within * arrays["neighbour_whole_gain"][1]
+        if whole.any() or whole_within.any():
+            self._add_whole(logits, index[:, :WHOLE_HISTORY], own, whole, whole_within)
 
     def _add_whole(
         self, logits: np.ndarray, items: np.ndarray, own: np.ndarray, outside: np.ndarray, within: np.ndarray

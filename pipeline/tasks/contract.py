@@ -266,7 +266,7 @@ class Foresees(Protocol):
     """A learner that learns from how well it foresees, beside what it is taught. Not every learner is one."""
 
     def foresee(self, examples: Examples) -> None:
-        """Takes in new examples, before any of them is taught; a learner that was never trained has foreseen nothing."""
+        """Takes in new examples before any of them is taught; who was never trained has foreseen nothing."""
 
 
 @runtime_checkable

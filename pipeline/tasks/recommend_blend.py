@@ -155,7 +155,7 @@ class BlendFit:
             loss, gradient, hessian = foreseen.loss(weights)
             for strength, center in ((self.evidence, self.weights), (prior, start)):
                 away = weights - center
-                loss += away @ strength @ away / 2.0
+                loss += float(away @ strength @ away) / 2.0
                 gradient, hessian = gradient + strength @ away, hessian + strength
             return loss, gradient, hessian
 

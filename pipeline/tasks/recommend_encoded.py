@@ -83,7 +83,7 @@ class Encoded:
         counts = np.minimum(np.diff(self.target_offsets), TARGETS)
         return Chosen(
             self.history_offsets, self.history_index, np.concatenate([[0], np.cumsum(counts)]),
-            self.target_index[self.target_counted], self.times,
+            self.target_index[self.target_counted], self.target_place[self.target_counted] >= 0, self.times,
         )
 
     def with_targets_by(self, draws: np.ndarray) -> Encoded:

@@ -12,7 +12,7 @@ import numpy as np
 from models.item_steps import WHOLE_HISTORY, cosines, first_steps, second_steps
 from models.layers import NEIGHBOUR_HISTORY
 from pipeline.tasks.recommend_encoded import Encoded, filled, flat_places, padded
-from pipeline.tasks.recommend_neighbours import PAIR_HISTORY, Neighbours
+from pipeline.tasks.recommend_neighbours import Neighbours, place_weights
 
 _REACHED = 8  # of each item's neighbours: those of a batch of 128 fill some 10,000 rows
 _LEAST = 1e-6  # of a count: what rounding leaves when an example's own part is taken off
@@ -25,6 +25,7 @@ class Near:
         """Takes the examples, the counts, and whether these hold the examples; [n] bool: each of them."""
         self._encoded, self._neighbours = encoded, neighbours
         self._counted = np.broadcast_to(counted, len(encoded))
+        self._shares = encoded.chosen.shares if self._counted.any() else np.zeros(len(encoded), np.float32)
 
     def of(self, chosen: np.ndarray, items: np.ndarray, place: np.ndarray, rows: int) -> Mapping[str, np.ndarray]:
         """The batch's neighbours, what its whole histories go with, and second steps, as `NeighbourHead` takes them.
@@ -52,8 +53,8 @@ class Near:
         barred = own
         counted = filled(self._counted[chosen].astype(np.float32), len(items))
         if counted.any():
-            wanted = self._wanted(chosen, place, own.shape)
-            value = self._without_own(chosen, place[self._before(chosen, len(items))], near, value, wanted, counted)
+            wanted, new = self._wanted(chosen, place, own.shape)
+            value = self._without_own(chosen, near, value, wanted, new, counted)
             barred = own | (wanted & (counted > 0)[:, None])
         cosine = cosines(listed, known, value, table.seen)
         whole = _summed(near, cosine, rows)
@@ -69,44 +70,38 @@ class Near:
         """Rows of items that go best with the newest ones of histories [batch, length]; 0 among them is no item."""
         return self._neighbours.index[items[:, :NEIGHBOUR_HISTORY], :_REACHED]
 
-    def _before(self, chosen: np.ndarray, size: int) -> np.ndarray:
-        """[size, PAIR_HISTORY] int: the items that were counted with the baskets, shown or not."""
+    def _wanted(
+        self, chosen: np.ndarray, place: np.ndarray, shape: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[batch, rows] bool each: the targets of the examples that are counted, and those outside the history."""
         encoded = self._encoded
-        return padded(encoded.history_index, encoded.history_offsets, chosen, (size, PAIR_HISTORY))
-
-    def _wanted(self, chosen: np.ndarray, place: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """[batch, rows] bool: the targets of the examples that are counted; row 0 says nothing."""
-        owner, target = flat_places(self._encoded.target_offsets, chosen)
-        targets = np.where(self._encoded.target_counted[target], self._encoded.target_index[target], 0)
-        wanted = np.zeros(shape, bool)
-        wanted[owner, place[targets]] = True
-        wanted[:, 0] = False
-        return wanted
+        owner, target = flat_places(encoded.target_offsets, chosen)
+        rows = place[np.where(encoded.target_counted[target], encoded.target_index[target], 0)]
+        wanted, new = np.zeros(shape, bool), np.zeros(shape, bool)
+        wanted[owner, rows] = True
+        outside = encoded.target_place[target] < 0
+        new[owner[outside], rows[outside]] = True
+        wanted[:, 0], new[:, 0] = False, False  # row 0 is no item
+        return wanted, new
 
     def _without_own(
-        self, chosen: np.ndarray, before: np.ndarray, near: np.ndarray, value: np.ndarray, wanted: np.ndarray,
+        self, chosen: np.ndarray, near: np.ndarray, value: np.ndarray, wanted: np.ndarray, new: np.ndarray,
         counted: np.ndarray,
     ) -> np.ndarray:
         """The counts less what an example itself has added to them, or training would read the answer.
 
         Args:
             chosen: which examples.
-            before: [batch, PAIR_HISTORY] int, the items that were counted with the basket, among the rows.
             near, value: [batch, places, neighbours], neighbours of the newest items among the rows, and how often.
-            wanted: see `_wanted`.
+            wanted, new: see `_wanted`.
             counted: [batch] float32, 1: was counted.
         """
         encoded, every = self._encoded, np.arange(len(near))[:, None, None]
         in_basket = padded(encoded.history_chosen, encoded.history_offsets, chosen, near.shape[:2])
-        times = filled(encoded.times[chosen], len(near))
-        own = self._neighbours.own(np.arange(near.shape[1]), in_basket, times) * counted[:, None]
-        value = value - own[..., None] * wanted[every, near]
-        # the history's items were counted with each item of the basket as well, also those that are no longer shown
-        shares = np.zeros(wanted.shape, np.float32)
-        shares[every[..., 0], before] = 1.0 / (1.0 + np.arange(PAIR_HISTORY, dtype=np.float32))
-        shares[:, 0] = 0.0
-        weight = (self._neighbours.weight(times) * counted)[:, None, None]
-        return np.maximum(value - weight * in_basket[..., None] * shares[every, near], 0.0)
+        weight = self._neighbours.weight(encoded.times[chosen]) * self._shares[chosen]
+        paired = place_weights(near.shape[1])[:, None] * new[every, near] + in_basket[..., None] * wanted[every, near]
+        added = (filled(weight, len(near)) * counted)[:, None, None] * paired
+        return np.maximum(value - added, 0.0).astype(np.float32)
 
 
 def _entries(near: np.ndarray, value: np.ndarray) -> dict[str, np.ndarray]:

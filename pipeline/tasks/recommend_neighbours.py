@@ -38,7 +38,24 @@ class Chosen:
     history: np.ndarray
     target_offsets: np.ndarray
     targets: np.ndarray
+    again: np.ndarray
     times: np.ndarray
+
+    @property
+    def shares(self) -> np.ndarray:
+        """[n] float32: what one pair of an example counts, 1 / sqrt(its items, before and now).
+
+        Who has bought hundreds of items says little of any two of them. Online Retail, weeks 34 to 43, seeds 0 and 1:
+        Recall@20 0.3385, of what is new to the customer 0.129 with 1 for all, 0.3397, 0.137 so.
+        """
+        items = np.diff(self.history_offsets) + np.diff(self.target_offsets)
+        return (1.0 / np.sqrt(np.maximum(items, 1))).astype(np.float32)
+
+
+def place_weights(length: int) -> np.ndarray:
+    """[length] float32: what a history's items, newest first, count where they are paired with what is chosen next."""
+    places = np.arange(length)
+    return ((places < PAIR_HISTORY) / (1.0 + places)).astype(np.float32)
 
 
 class Neighbours:
@@ -66,7 +83,11 @@ class Neighbours:
         return np.exp((times - self._start) / (MEAN_LIFE_DAYS * DAY_US)).astype(np.float32)
 
     def count(self, chosen: Chosen) -> None:
-        """Counts examples: each basket's items with one another, and with the history's (1 / place)."""
+        """Counts examples: each basket's items with one another, and what is new in it with the history's (1 / place).
+
+        What is bought again goes with the habit, not with all else that was ever bought. Online Retail, weeks 34 to 43,
+        seeds 0 and 1: with it Recall@20 0.3370, of what is new to the customer 0.125, without it 0.3385, 0.129.
+        """
         if not len(chosen.times):
             return
         self._renew(int(chosen.times.max()))
@@ -76,20 +97,6 @@ class Neighbours:
         rows, place = np.unique(chosen.targets[kept], return_inverse=True)
         self.seen[rows] += np.bincount(place, weights[owner[kept]], len(rows)).astype(np.float32)
         self._merge(*self._pairs(chosen, weights))
-
-    def own(self, places: np.ndarray, in_basket: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """What an example that was counted has added to the pairs of its history's items with each target.
-
-        Args:
-            places: [length] int, of the history's items, from 0.
-            in_basket: [n, length] bool, whether the history's item is a target too.
-            times: [n] int64.
-
-        Returns:
-            [n, length] float32.
-        """
-        paired = (places < PAIR_HISTORY) / (1.0 + places)
-        return self.weight(times)[:, None] * (paired[None, :] + in_basket).astype(np.float32)
 
     def keep(self, kept: np.ndarray, moved: np.ndarray) -> None:
         """Drops all rows but `kept` ([m] int, row 0 first); `moved` [items] is each row's new place, 0: gone."""
@@ -127,15 +134,16 @@ class Neighbours:
         """Items, what they go with, and how much: both directions of each pair."""
         sizes = np.diff(chosen.target_offsets)
         lengths = np.minimum(np.diff(chosen.history_offsets), PAIR_HISTORY)
+        weights = weights * chosen.shares
         before = _product(chosen.history_offsets[:-1], lengths, chosen.target_offsets[:-1], sizes)
         basket = _product(chosen.target_offsets[:-1], sizes, chosen.target_offsets[:-1], sizes)
         old, new = chosen.history[before.left], chosen.targets[before.right]
-        near = weights[before.owner] / (1.0 + before.place)
+        near = weights[before.owner] * place_weights(PAIR_HISTORY)[before.place] * ~chosen.again[before.right]
         one, other = chosen.targets[basket.left], chosen.targets[basket.right]
         left = np.concatenate([old, new, one])
         right = np.concatenate([new, old, other])
         value = np.concatenate([near, near, weights[basket.owner]]).astype(np.float32)
-        kept = (left > 0) & (right > 0) & (left != right)
+        kept = (left > 0) & (right > 0) & (left != right) & (value > 0.0)
         return left[kept], right[kept], value[kept]
 
     def _merge(self, left: np.ndarray, right: np.ndarray, value: np.ndarray) -> None:
