@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.tasks.recommend_neighbours import MEAN_LIFE_DAYS, Chosen, Neighbours
+from pipeline.tasks.recommend_neighbours import MEAN_LIFE_DAYS, Chosen, Neighbours, place_weights
 
 DAY = 86_400_000_000
 FIRST = 20_000 * DAY
@@ -16,7 +16,8 @@ def chosen(baskets: list[Basket]) -> Chosen:
     offsets = [np.concatenate([[0], np.cumsum([len(one[part]) for one in baskets])]) for part in (0, 1)]
     flat = [np.array([item for one in baskets for item in one[part]], np.int32) for part in (0, 1)]
     times = np.array([FIRST + round(day * DAY) for *_, day in baskets], np.int64)
-    return Chosen(offsets[0].astype(np.int64), flat[0], offsets[1].astype(np.int64), flat[1], times)
+    again = np.array([item in history for history, basket, _ in baskets for item in basket], bool)
+    return Chosen(offsets[0].astype(np.int64), flat[0], offsets[1].astype(np.int64), flat[1], again, times)
 
 
 def counted(baskets: list[Basket], items: int = 40, table: Neighbours | None = None) -> Neighbours:
@@ -58,31 +59,41 @@ def random_baskets(number: int, items: int = 12, seed: int = 0) -> list[Basket]:
 
 def test_items_of_a_basket_go_with_one_another_in_both_directions() -> None:
     table = counted([([], [1, 2, 3], 0.0), ([], [2, 3], 0.0)])
-    assert pairs(table) == both({(1, 2): 1.0, (1, 3): 1.0, (2, 3): 2.0})
+    expected = both({(1, 2): 3**-0.5, (1, 3): 3**-0.5, (2, 3): 3**-0.5 + 2**-0.5})
+    assert pairs(table) == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(table.seen[:5] / unit(table, 0.0), [0.0, 1.0, 2.0, 2.0, 0.0])
 
 
 def test_a_historys_items_go_with_what_is_chosen_by_one_over_their_place_and_not_with_each_other() -> None:
     table = counted([([4, 5, 6], [1], 0.0), ([6], [2], 0.0)])
-    expected = both({(4, 1): 1.0, (5, 1): 1 / 2, (6, 1): 1 / 3, (6, 2): 1.0})
+    expected = both({(4, 1): 1 / 2, (5, 1): 1 / 4, (6, 1): 1 / 6, (6, 2): 2**-0.5})
     assert pairs(table) == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(table.seen[:7] / unit(table, 0.0), [0, 1, 1, 0, 0, 0, 0])  # only what was chosen
 
 
 def test_an_item_that_nobody_knows_keeps_its_place_and_has_no_pairs() -> None:
     table = counted([([0, 5], [0, 1], 0.0)])
-    assert pairs(table) == both({(5, 1): 0.5})
+    assert pairs(table) == pytest.approx(both({(5, 1): 0.5 * 4**-0.5}), rel=1e-6)
     assert table.seen[0] == 0.0
 
 
-def test_an_item_bought_again_has_no_pair_with_itself() -> None:
-    assert pairs(counted([([1, 2], [1, 3], 0.0)])) == both({(1, 3): 2.0, (2, 1): 0.5, (2, 3): 0.5})
+def test_an_item_bought_again_goes_with_its_basket_and_not_with_the_history() -> None:
+    # 1 and 3 are one basket, 3 is new and follows 1 and 2; four items, each pair counts a half of what it would alone
+    expected = both({(1, 3): (1.0 + 1.0) / 2, (2, 3): 0.5 / 2})
+    assert pairs(counted([([1, 2], [1, 3], 0.0)])) == pytest.approx(expected, rel=1e-6)
+
+
+def test_who_has_bought_much_says_less_of_any_two_items() -> None:
+    table = counted([(list(range(5, 12)), [1, 2], 0.0), ([], [3, 4], 0.0)])
+    assert pairs(table)[1, 2] == pytest.approx(1 / 3, rel=1e-6)
+    assert pairs(table)[3, 4] == pytest.approx(2**-0.5, rel=1e-6)
 
 
 def test_an_older_basket_counts_less_by_e_in_each_mean_life() -> None:
     table = counted([([], [1, 2], 0.0), ([3], [4], 25.0)])
     now = pairs(table, 25.0)
-    assert now == pytest.approx(both({(1, 2): np.exp(-25.0 / MEAN_LIFE_DAYS), (3, 4): 1.0}), rel=1e-5)
+    expected = both({(1, 2): 2**-0.5 * np.exp(-25.0 / MEAN_LIFE_DAYS), (3, 4): 2**-0.5})
+    assert now == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(table.seen[1] / table.seen[4], np.exp(-25.0 / MEAN_LIFE_DAYS), rtol=1e-5)
 
 
@@ -96,21 +107,19 @@ def test_counting_in_several_calls_is_counting_in_one() -> None:
     np.testing.assert_allclose(several.seen / unit(several, 30.0), one.seen / unit(one, 30.0), rtol=1e-4)
 
 
-def test_an_examples_own_part_is_what_is_missing_without_it() -> None:
+def test_what_an_example_adds_is_what_is_missing_without_it() -> None:
     baskets = random_baskets(40)
     table = counted(baskets)
     everything = pairs(table, 10.0)
     compared = 0
     for place, (history, basket, day) in enumerate(baskets):
         without = pairs(counted(baskets[:place] + baskets[place + 1 :]), 10.0)
-        in_basket = np.array([[item in basket for item in history]])
-        times = np.array([FIRST + round(day * DAY)])
-        own = table.own(np.arange(len(history)), in_basket, times)[0] / unit(table, 10.0)
-        for item, part in zip(history, own, strict=True):
+        share = float(chosen([baskets[place]]).shares[0]) * unit(table, day) / unit(table, 10.0)
+        for item, weight in zip(history, place_weights(len(history)), strict=True):
             for target in set(basket) - set(history):
                 if item:
                     missing = everything[item, target] - without.get((item, target), 0.0)
-                    assert missing == pytest.approx(part, rel=1e-3, abs=1e-5)
+                    assert missing == pytest.approx(share * (weight + (item in basket)), rel=1e-3, abs=1e-5)
                     compared += 1
     assert compared > 50
 
@@ -121,7 +130,8 @@ def test_the_most_frequent_are_kept_most_frequent_first() -> None:
     width = table.index.shape[1]
     assert width < len(often)
     np.testing.assert_array_equal(table.index[1], np.arange(69, 69 - width, -1))
-    np.testing.assert_allclose(table.value[1] / unit(table, 0.0), [often[item] for item in range(69, 69 - width, -1)])
+    counts = np.sqrt(2.0) * table.value[1] / unit(table, 0.0)
+    np.testing.assert_allclose(counts, [often[item] for item in range(69, 69 - width, -1)], rtol=1e-5)
 
 
 def test_a_pair_that_becomes_frequent_takes_the_place_of_the_rarest() -> None:
@@ -147,7 +157,7 @@ def test_after_many_mean_lives_old_shares_are_what_they_were() -> None:
     weight = unit(table, 5.0)
     counted([([], [7, 8], 5.0 + 30 * MEAN_LIFE_DAYS)], table=table)
     assert unit(table, 5.0) < weight  # the counts were renewed
-    assert shares(table) == pytest.approx(before | both({(7, 8): 1.0}), rel=1e-3)
+    assert shares(table) == pytest.approx(before | both({(7, 8): 2**-0.5}), rel=1e-3)
 
 
 @pytest.mark.parametrize("lives", [30, 85, 300])
@@ -156,7 +166,7 @@ def test_after_many_mean_lives_counts_are_finite_and_old_ones_worth_nothing(live
     counted([([], [7, 8], lives * MEAN_LIFE_DAYS)], table=table)
     assert np.isfinite(table.value).all() and np.isfinite(table.seen).all()
     now = pairs(table, lives * MEAN_LIFE_DAYS)
-    assert now[7, 8] == pytest.approx(1.0, rel=1e-3)
+    assert now[7, 8] == pytest.approx(2**-0.5, rel=1e-3)
     assert now.get((1, 2), 0.0) < 1e-12
 
 
@@ -188,11 +198,11 @@ def test_keep_drops_items_also_as_neighbours_and_counts_on() -> None:
     moved = np.zeros(6, np.int64)
     moved[kept] = np.arange(4)
     table.keep(kept, moved)
-    assert pairs(table) == both({(1, 2): 1.0, (2, 3): 2.0})
+    assert pairs(table) == pytest.approx(both({(1, 2): 3**-0.5, (2, 3): 2**0.5}), rel=1e-6)
     np.testing.assert_allclose(table.seen / unit(table, 0.0), [0.0, 1.0, 3.0, 2.0])
     assert table.value[table.index == 0].sum() == 0.0
     counted([([], [1, 2], 0.0)], items=4, table=table)
-    assert pairs(table) == both({(1, 2): 2.0, (2, 3): 2.0})
+    assert pairs(table) == pytest.approx(both({(1, 2): 3**-0.5 + 2**-0.5, (2, 3): 2**0.5}), rel=1e-6)
 
 
 def test_it_comes_back_from_its_arrays_and_goes_on_the_same() -> None:
