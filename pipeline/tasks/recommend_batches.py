@@ -22,7 +22,6 @@ from pipeline.tasks.recommend_near import Near
 EXACT_ITEMS = 8192
 SAMPLED_ITEMS = 2048  # beyond, over so many draws
 _REWORDED = 0.5  # how often a text is seen in its other wording: as often as itself
-_SAMPLING_POWER = 0.75  # word2vec's (Mikolov et al. 2013): between how often items are chosen and all alike
 
 Batch = Mapping[str, np.ndarray]
 
@@ -58,9 +57,7 @@ class Batcher:
             self._whole = self._facts(everything)
             self._place[:] = everything
         else:
-            chances = trends.shares().astype(np.float64) ** _SAMPLING_POWER
-            chances[0] = 0.0
-            self._cumulated = np.cumsum(chances / chances.sum())
+            self._cumulated = trends.cumulated_chances()
 
     def batch(self, chosen: np.ndarray, length: int, batch_size: int, *, blind: bool = False) -> Batch:
         """The examples at `chosen`, padded to `batch_size` with examples of no weight, histories to `length`.

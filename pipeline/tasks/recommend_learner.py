@@ -43,7 +43,7 @@ from pipeline.tasks.recommend_trends import Trends
 
 TEXT_DIMENSION = 128  # principal directions of the first catalogue's texts that are kept: twice an item's vector
 _SCORED_AT_ONCE = 256
-_FORESEEN_AT_ONCE = 128
+_FORESEEN_AT_ONCE = 64  # with what goes with their histories some 10,000 rows at most
 _PROJECTED_AT_ONCE = 8192
 _WEIGHED_EXAMPLES = 128  # replayed examples, a step each, that tell the Fisher information
 

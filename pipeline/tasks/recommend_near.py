@@ -14,7 +14,7 @@ from models.layers import NEIGHBOUR_HISTORY
 from pipeline.tasks.recommend_encoded import Encoded, filled, flat_places, padded
 from pipeline.tasks.recommend_neighbours import Neighbours, place_weights
 
-_REACHED = 8  # of each item's neighbours: those of a batch of 128 fill some 10,000 rows
+_REACHED = 8  # of each item's neighbours: those of 64 examples fill 8,000 rows at most
 _LEAST = 1e-6  # of a count: what rounding leaves when an example's own part is taken off
 
 

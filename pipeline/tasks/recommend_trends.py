@@ -22,6 +22,7 @@ WEEKLY_SNAPSHOTS = 53  # a year; older examples see the oldest
 # take 64 MB; what is less popular than 65,000 others has next to no trend.
 _SNAPSHOT_ROWS = 65_536
 _FORGOTTEN = 0.02  # a counter below this is 0 in a snapshot: one choice five spans ago
+_SAMPLING_POWER = 0.75  # word2vec's (Mikolov et al. 2013): between how often items are chosen and all alike
 _UNSEEN = 0.5  # choices that an item counts as having before its first (Krichevsky and Trofimov 1981)
 
 
@@ -38,7 +39,9 @@ class Trends:
         self.time = 0
         self.moments = np.zeros(0, np.int64)
         self._counts = np.zeros((1, len(TREND_DAYS)), np.float32)
-        self._total: np.ndarray | None = None  # of the counts; None: they have changed since it was summed up
+        # both of the counts as they are; None: they have changed since
+        self._total: np.ndarray | None = None
+        self._cumulated: np.ndarray | None = None
         self._offsets = np.zeros(1, np.int64)
         self._rows = np.zeros(0, np.int32)
         self._logs = np.zeros((0, len(TREND_DAYS)), np.float16)
@@ -47,7 +50,7 @@ class Trends:
     def grow(self, items: int) -> None:
         """Makes room for `items` rows, row 0 (no item) included."""
         if items > len(self._counts):
-            self._total = None
+            self._changed()
             self._counts = lengthened(self._counts, items)
 
     def count(self, items: np.ndarray, times: np.ndarray) -> None:
@@ -98,6 +101,20 @@ class Trends:
         """[items] float32, each item's share of the choices of the longest span, up to now."""
         return (self._counts[:, -1] + np.float32(_UNSEEN)) / self._summed()[-1]
 
+    def cumulated_chances(self) -> np.ndarray:
+        """[items] float64, ascending to 1: of being drawn as a candidate, of all items up to each one.
+
+        Every pass over examples asks for them, and the whole catalogue's powers cost as much as a few steps.
+        """
+        if self._cumulated is None:
+            chances = self.shares().astype(np.float64) ** _SAMPLING_POWER
+            chances[0] = 0.0
+            self._cumulated = np.cumsum(chances / chances.sum())
+        return self._cumulated
+
+    def _changed(self) -> None:
+        self._total, self._cumulated = None, None
+
     def _logs_of(self, counts: np.ndarray) -> np.ndarray:
         return np.log((counts + np.float32(_UNSEEN)) / self._summed())
 
@@ -108,7 +125,8 @@ class Trends:
 
     def keep(self, kept: np.ndarray, moved: np.ndarray) -> None:
         """Drops all rows but `kept` ([m] int, ascending, row 0 first); `moved` [items]: their new places, 0: gone."""
-        self._counts, self._total = self._counts[kept], None
+        self._counts = self._counts[kept]
+        self._changed()
         stay = moved[self._rows] > 0
         before = np.concatenate([[0], np.cumsum(stay)])
         self._offsets = before[self._offsets].astype(np.int64)
@@ -143,7 +161,7 @@ class Trends:
                 self._remember()
             self._counts *= self._decay(np.array([newest - self.time]))
             self.time = newest
-        self._total = None
+        self._changed()
         weights = self._decay(self.time - times)
         rows, place = np.unique(items, return_inverse=True)
         for span in range(len(TREND_DAYS)):

@@ -103,6 +103,7 @@ class _Job:
         lesson = lesson_of_everything(task, before, 1, None)  # a day's examples: the base need not be good
         learner = task.learner(0)
         learner.grow(lesson.context, lesson.new)
+        _train(learner, lesson.new, 1)  # who was never trained foresees nothing
         _publish_change(lake, size)
         return cls(lake, learner.state(), lesson.ledger)
 
@@ -219,15 +220,21 @@ def _memory_child(full: int = FULL, at_first: int = AT_FIRST, step: int = STEP) 
     for stage, first in enumerate(range(0, full, step)):
         _take_in(learner, draw, first, step, day=stage * 7)
         if first + step >= at_first:
-            _train(learner, synthetic_examples(draw, first + step, 128, day=stage * 7), 3)
+            _taught(learner, synthetic_examples(draw, first + step, 128, day=stage * 7))
         print(f"{first + step} items: {_peak_gb():.3f} GB", file=sys.stderr, flush=True)
     nothing, days = catalogue(draw, 0, 0), full // step * 7
     for day in range(28):
         _grown(learner, nothing, synthetic_examples(draw, full, 200, day=days + day))
-    _train(learner, synthetic_examples(draw, full, 384, day=days + 28), 3)
+    _taught(learner, synthetic_examples(draw, full, 384, day=days + 28))
     assert learner._tables.items.admitted.sum() == full
     assert (learner._counters.neighbours.index[1:] > 0).any(axis=1).all()
     print(json.dumps({"peak_gb": _peak_gb()}))
+
+
+def _taught(learner: Any, examples: Examples) -> None:
+    """Three steps, and before them what is learnt from how the examples are foreseen."""
+    learner.foresee(examples)
+    _train(learner, examples, 3)
 
 
 def _take_in(learner: Any, draw: np.random.Generator, first: int, count: int, day: int) -> None:
