@@ -105,7 +105,7 @@ def fine_tune(
     started = time.monotonic()
     if not len(train):
         return Trained(learner, 0, 0, (), time.monotonic() - started)
-    if isinstance(learner, Foresees):
+    if isinstance(learner, Foresees) and schedule.methods.weigh_foreseen:
         learner.foresee(train.keep(~train.replayed))
     start = learner.state() if schedule.methods.average_with_start else None
     examples = len(train) if examples is None else examples
@@ -141,6 +141,8 @@ def fine_tune(
         learner = restore(_mean(learner.state(), start, learner.weights(), schedule.methods.average_with_start))
     if len(tune) and isinstance(learner, Calibrated):
         learner.calibrate(tune)
+    if isinstance(learner, Foresees) and schedule.methods.weigh_foreseen and not learner.has_foreseen:
+        learner.foresee(tune)  # all that a first training has not taught
     return Trained(learner, steps, last, tuple(losses), time.monotonic() - started)
 
 

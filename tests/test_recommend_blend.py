@@ -11,7 +11,7 @@ import pytest
 from models.blend import PLAIN, TREND_SPANS, untouched
 from models.losses import NO_ITEM
 from pipeline.checkpoint import Checkpoint, load, save
-from pipeline.tasks.contract import Schedule, together
+from pipeline.tasks.contract import Methods, Schedule, together
 from pipeline.tasks.recommend_batches import Batcher
 from pipeline.tasks.recommend_blend import BY_LOGIT, MEAN_LIFE_DAYS, MOST_FORESEEN, BlendFit, Foreseen
 from pipeline.tasks.recommend_learner import RecommenderLearner
@@ -147,6 +147,18 @@ def test_an_update_foresees_what_is_new_before_it_is_taught(trained: Recommender
     np.testing.assert_array_equal(trained._blend.weights, alone._blend.weights)
     assert trained._blend.time == int(alone._encoded(coming).times.max())
     assert (trained._blend.weights != untouched()).any()
+
+
+def test_without_the_method_nothing_is_weighed(trained: RecommenderLearner) -> None:
+    trained.foresee(examples(shop(90, seed=5, first_day=20)))
+    assert trained.has_foreseen
+    coming = examples(shop(60, seed=6, first_day=25))
+    trained.grow(context([f"i{place}" for place in range(60)]), coming)
+    off = Methods(weigh_foreseen=False)
+    schedule = Schedule(epochs=1, batch_size=64, learning_rate=1e-3, warmup_steps=1, patience_epochs=0, methods=off)
+    fine_tune(trained, restored, coming, examples(shop(30, seed=7, first_day=26)), schedule, seed=1)
+    assert not trained.has_foreseen
+    np.testing.assert_array_equal(trained.compact().arrays["blend"], untouched())
 
 
 def test_searches_and_examples_without_a_history_say_nothing(trained: RecommenderLearner) -> None:

@@ -265,8 +265,12 @@ class Calibrated(Protocol):
 class Foresees(Protocol):
     """A learner that learns from how well it foresees, beside what it is taught. Not every learner is one."""
 
+    @property
+    def has_foreseen(self) -> bool:
+        """Whether it has done so, in this job or one before."""
+
     def foresee(self, examples: Examples) -> None:
-        """Takes in new examples before any of them is taught; who was never trained has foreseen nothing."""
+        """Takes in examples that were never taught; a learner that was not trained yet foresees nothing."""
 
 
 @runtime_checkable

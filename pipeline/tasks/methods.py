@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Methods:
-    """What the field knows to make training gentler, steadier or faster; by default everything is off but `prefetch`.
+    """What the field knows to make training gentler, steadier or faster; all is off but the last two of how it steps.
 
     "The start" is the learner as it is when a job begins: for an update the champion, grown by the new ids.
 
@@ -51,6 +51,8 @@ class Methods:
         copy_pace: above 0; the steps of the recommender's copy head are so many times as long. It is small and reads no
             item's row: what it learns of one customer holds for all, and it cannot learn by heart.
         prefetch: the next batch is prepared by a thread while a step runs; changes no number.
+        weigh_foreseen: before new examples are taught, a few weights of the parts of an answer are fitted on how they
+            are foreseen (models/blend.py); of a retrain on the tuning examples.
 
     What the learner sees of histories, 0 to below 1 (CL4SRec: Xie et al., ICDE 2022):
         history_mask: chance of each item of a history to be left out.
@@ -89,6 +91,7 @@ class Methods:
     rate_trial_steps: int = 10
     copy_pace: float = 1.0
     prefetch: bool = True
+    weigh_foreseen: bool = True
     history_mask: float = 0.0
     history_crop: float = 0.0
     text_crop: float = 0.0

@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from models.blend import PLAIN, TREND_SPANS, untouched
 from models.losses import NO_ITEM
+from pipeline.tasks.contract import Examples
+from pipeline.tasks.recommend_batches import Batch, Batcher, groups_by_length
+from pipeline.tasks.recommend_encoded import Encoded
 from pipeline.tasks.recommend_trends import DAY_US
 
-Batch = Mapping[str, np.ndarray]
 Value = tuple[float, np.ndarray, np.ndarray]  # of a function, its gradient, its Hessian
 
 # Examples of one update that are foreseen: their eight weights are known to some per cent, and a week of Online Retail
@@ -33,8 +36,18 @@ BY_LOGIT, BY_WHOLE = 100, 50
 # alike, with 100 Recall@20 of weeks 36 to 43 loses 0.003.
 PRIOR_EXAMPLES = 1.0
 MEAN_LIFE_DAYS = 60.0  # of what examples said, as of the counts of neighbours; with no fading NDCG@20 is the same
+_AT_ONCE = 64  # examples; with what goes with their histories some 10,000 rows at most
 _MOST_STEPS = 20  # of Newton's method; it takes four to six
 _ENOUGH = 1e-6  # fall of the loss an example below which it has arrived
+
+
+def recommendable(examples: Examples, generator: np.random.Generator) -> Examples:
+    """Of some examples those that recommend for a history, a draw of them where they are more than MOST_FORESEEN."""
+    lists = [pc.greater(pc.list_value_length(examples.table[name]), 0) for name in ("targets", "history_items")]
+    asked = np.flatnonzero(pc.and_(pc.and_(*lists), pc.is_null(examples.table["query"])).to_numpy())
+    if len(asked) > MOST_FORESEEN:
+        asked = np.sort(generator.permutation(asked)[:MOST_FORESEEN])
+    return examples.take(asked)
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,18 @@ class Foreseen:
             np.concatenate([one.inputs for one in held]), np.concatenate([one.wanted for one in held]),
             np.concatenate([one.starts + offset for one, offset in zip(held, offsets[:-1], strict=True)]),
         )
+
+    @classmethod
+    def by(
+        cls, batcher: Batcher, encoded: Encoded, whole_log_scale: float,
+        foresee: Callable[[Batch], tuple[np.ndarray, np.ndarray]],
+    ) -> Foreseen:
+        """From what `foresee` says of each batch of the examples: the first two arguments of `of`."""
+        batches = (
+            batcher.batch(chosen, length, len(chosen), blind=True)
+            for chosen, length in groups_by_length(encoded, np.arange(len(encoded)), _AT_ONCE)
+        )
+        return cls.together(cls.of(*foresee(batch), batch, whole_log_scale) for batch in batches)
 
     @classmethod
     def of(cls, shared: np.ndarray, own: np.ndarray, batch: Batch, whole_log_scale: float) -> Foreseen:

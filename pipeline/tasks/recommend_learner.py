@@ -30,7 +30,7 @@ from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_baseline import DEEP, K
 from pipeline.tasks.recommend_batches import Batch, Batcher, groups_by_length
-from pipeline.tasks.recommend_blend import MOST_FORESEEN, BlendFit, Foreseen
+from pipeline.tasks.recommend_blend import BlendFit, Foreseen, recommendable
 from pipeline.tasks.recommend_counters import Counters
 from pipeline.tasks.recommend_encoded import Encoded, vectors_of
 from pipeline.tasks.recommend_ensemble import Elders, compact_weights
@@ -43,7 +43,6 @@ from pipeline.tasks.recommend_trends import Trends
 
 TEXT_DIMENSION = 128  # principal directions of the first catalogue's texts that are kept: twice an item's vector
 _SCORED_AT_ONCE = 256
-_FORESEEN_AT_ONCE = 64  # with what goes with their histories some 10,000 rows at most
 _PROJECTED_AT_ONCE = 8192
 _WEIGHED_EXAMPLES = 128  # replayed examples, a step each, that tell the Fisher information
 
@@ -203,30 +202,23 @@ class RecommenderLearner:
 
     # --- training ---
 
+    @property
+    def has_foreseen(self) -> bool:
+        """Whether the weights of models/blend.py were fitted."""
+        return self._blend.time > 0
+
     def foresee(self, examples: Examples) -> None:
         """Fits the weights of models/blend.py on some of the examples; none of them was taught or counted."""
-        if self._trainer.optimizer.iterations.numpy():
-            self._foresee(examples)
-
-    def calibrate(self, held_out: Examples) -> None:
-        """What a first training has in place of new examples: those that told when to stop."""
-        if not self._blend.time:
-            self._foresee(held_out)
-
-    def _foresee(self, examples: Examples) -> None:
-        table, generator = examples.table, np.random.default_rng(self._seed)
-        lists = [pc.greater(pc.list_value_length(table[name]), 0) for name in ("targets", "history_items")]
-        asked = np.flatnonzero(pc.and_(pc.and_(*lists), pc.is_null(table["query"])).to_numpy())
-        if len(asked) > MOST_FORESEEN:
-            asked = np.sort(generator.permutation(asked)[:MOST_FORESEEN])
-        encoded = self._encoded(examples.take(asked))
+        if not self._trainer.optimizer.iterations.numpy():
+            return
+        generator = np.random.default_rng(self._seed)
+        encoded = self._encoded(recommendable(examples, generator))
         batcher = Batcher(encoded, self._tables, self._counters, generator, counted=False)
-        scale, parts = float(self._network.neighbour_head.whole_log_scale.numpy()), []
-        for chosen, length in groups_by_length(encoded, np.arange(len(asked)), _FORESEEN_AT_ONCE):
-            arrays = dict(batcher.batch(chosen, length, len(chosen), blind=True))
-            rows = self._tables.rows(arrays.pop("rows"))
-            parts.append(Foreseen.of(*self._trainer.foresee(rows, arrays), arrays, scale))
-        self._blend.learn(Foreseen.together(parts), int(encoded.times.max(initial=0)))
+        scale = float(self._network.neighbour_head.whole_log_scale.numpy())
+        foreseen = Foreseen.by(batcher, encoded, scale, lambda batch: self._trainer.foresee(
+            self._tables.rows(batch["rows"]), {name: one for name, one in batch.items() if name != "rows"}
+        ))
+        self._blend.learn(foreseen, int(encoded.times.max(initial=0)))
 
     def outline(self, examples: Examples) -> Mapping[str, np.ndarray]:
         """How long each example's lists are."""
@@ -250,6 +242,8 @@ class RecommenderLearner:
             self._elders.forget()
         elif self._trainer.optimizer.iterations.numpy():  # what was never trained has nothing to say
             self._elders.remember(self._weights(), most=methods.ensemble - 1)
+        if not methods.weigh_foreseen:
+            self._blend = BlendFit()
         self._methods = methods
         self._trainer.use(step)
         self._trainer.copy_pace.assign(methods.copy_pace)

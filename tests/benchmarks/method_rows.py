@@ -69,6 +69,9 @@ def with_replay(**chosen: Any) -> Callable[[Schedule], Schedule]:
 METHODS: Mapping[str, Method] = {
     DEFAULT: Method(with_schedule()),
     "… with other draws": Method(with_schedule(), "what chance alone changes", seed=1000),
+    "not weighed by what was foreseen": Method(
+        with_methods(weigh_foreseen=False), without="weights of what was foreseen"
+    ),
     "replay of 512": Method(with_schedule(least_replayed=512), "a small window has it anyway (`filled_up_to`)"),
     "replay of 512: recent days": Method(with_replay(replay="recent")),
     "replay of 512: highest loss": Method(
