@@ -89,6 +89,16 @@ def test_who_has_bought_much_says_less_of_any_two_items() -> None:
     assert pairs(table)[3, 4] == pytest.approx(2**-0.5, rel=1e-6)
 
 
+def test_a_table_of_before_goes_on_counting_each_pair_alike() -> None:
+    baskets: list[Basket] = [([], [1, 2, 3], 0.0), ([4], [1, 2], 0.0)]
+    older = {name: array for name, array in counted([]).arrays("n").items() if not name.endswith("by_size")}
+    table = counted(baskets, table=Neighbours.from_arrays(older, "n"))
+    expected = both({(1, 2): 2.0, (1, 3): 1.0, (2, 3): 1.0, (4, 1): 1.0, (4, 2): 1.0})
+    assert pairs(table) == pytest.approx(expected, rel=1e-6)
+    again = Neighbours.from_arrays(table.arrays("n"), "n")
+    assert again.shares(chosen(baskets)).tolist() == [1.0, 1.0]
+
+
 def test_an_older_basket_counts_less_by_e_in_each_mean_life() -> None:
     table = counted([([], [1, 2], 0.0), ([3], [4], 25.0)])
     now = pairs(table, 25.0)

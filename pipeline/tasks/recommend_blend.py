@@ -29,8 +29,8 @@ Value = tuple[float, np.ndarray, np.ndarray]  # of a function, its gradient, its
 # has as many.
 MOST_FORESEEN = 512
 # Items outside of the history that compete for an example: the best by logit, and by the whole history's neighbours.
-# Online Retail, weeks 36 to 43 and 44 to 53, seed 0, a re-ranking outside the pipeline: NDCG@20 0.3087, 0.3058 with 300
-# and 100, 0.3096, 0.3068 with these, 0.3085, 0.3042 with 60 and none.
+# Online Retail, weeks 36 to 43 and 44 to 53, seed 0, a re-ranking outside the pipeline: NDCG@20 0.3087, 0.3056 with 300
+# and 100, 0.3096, 0.3068 with these.
 BY_LOGIT, BY_WHOLE = 100, 50
 # What the untouched weights count beside the examples, as so many of them: less than a busy hour has. 1 and 10 answer
 # alike, with 100 Recall@20 of weeks 36 to 43 loses 0.003.

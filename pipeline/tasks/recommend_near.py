@@ -25,7 +25,7 @@ class Near:
         """Takes the examples, the counts, and whether these hold the examples; [n] bool: each of them."""
         self._encoded, self._neighbours = encoded, neighbours
         self._counted = np.broadcast_to(counted, len(encoded))
-        self._shares = encoded.chosen.shares if self._counted.any() else np.zeros(len(encoded), np.float32)
+        self._shares = neighbours.shares(encoded.chosen) if self._counted.any() else np.zeros(len(encoded), np.float32)
 
     def of(self, chosen: np.ndarray, items: np.ndarray, place: np.ndarray, rows: int) -> Mapping[str, np.ndarray]:
         """The batch's neighbours, what its whole histories go with, and second steps, as `NeighbourHead` takes them.
