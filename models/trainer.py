@@ -69,7 +69,7 @@ class Trainer:
         self._batch = batch_signature(network.sizes.text_dimension)
         self._workers: Workers | None = None
         self._train = self._compiled_step()
-        self._measure = tf.function(self._losses_of, input_signature=[self._rows, self._batch])
+        self._measure = tf.function(self._measured, input_signature=[self._rows, self._batch])
         self._new = {name: np.array(variable.numpy()) for name, variable in variables_of(self).items()}
 
     @classmethod
@@ -170,16 +170,14 @@ class Trainer:
         return float(loss), gradient.numpy()
 
     def foresee(self, rows: np.ndarray, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """[batch, candidates] and [batch, length] float32: the logits of candidates and histories, without dropout.
-
-        Not compiled: a trace costs more than the few batches that an update foresees.
-        """
-        shared, own, _ = self.network(tf.constant(rows), {name: tf.constant(one) for name, one in batch.items()})
+        """[batch, candidates] and [batch, length] float32: the logits of candidates and histories, without dropout."""
+        _, shared, own = self._measure(rows, dict(batch))
         return shared.numpy(), own.numpy()
 
     def measure(self, rows: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """[batch] float32: each example's loss without dropout."""
-        return self._measure(rows, dict(batch)).numpy()
+        losses: np.ndarray = self._measure(rows, dict(batch))[0].numpy()
+        return losses
 
     def _train_step(
         self, rows: tf.Tensor, batch: Mapping[str, tf.Tensor], learning_rate: tf.Tensor
@@ -282,6 +280,11 @@ class Trainer:
 
     def _losses_of(self, rows: tf.Tensor, batch: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         return self._losses(self.network(rows, batch, training=training), batch)
+
+    def _measured(self, rows: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """[batch] losses and the logits that they are of: one trace for both."""
+        logits = self.network(rows, batch, training=False)
+        return self._losses(logits, batch), logits[0], logits[1]
 
     def _losses(self, logits: tuple[tf.Tensor, ...], batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
         shared, own, rating_logits = logits
