@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
+from models.blend import untouched
 from pipeline import updating, user_profile_updates
 from pipeline.forgetting import forget
 from pipeline.lake import Lake, open_lake
@@ -229,7 +230,8 @@ def test_the_champions_answers_are_summed_by_category_without_what_is_bought_reg
         best = max((item for item in ids if categories[item] == one["category"]), key=lambda i: chances[ids.index(i)])
         assert one["items"][0] == best
     assert len(second["next_categories"]) == 3 and len(first["vector"]) == compact.arrays["items"].shape[1]
-    taste = compact.reasons(index, ones, ones, None, np.arange(1, 41))["taste"]
+    unweighed = compact.under({"blend": untouched()})
+    taste = unweighed.reasons(index, ones, ones, None, np.arange(1, 41))["taste"]
     np.testing.assert_allclose(compact.arrays["items"][1:] @ np.array(first["vector"], np.float32), taste, rtol=1e-4)
 
 
