@@ -31,6 +31,7 @@ class Chosen:
     Attributes:
         history_offsets, history: rows of the items before, newest first.
         target_offsets, targets: rows of what was chosen.
+        again: [targets] bool, whether it was in the history.
         times: [n] int64, microseconds since 1970.
     """
 
