@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .compact_recommender import CompactRecommender, opened, packed, read_arrays
+from .compact_recommender import CompactRecommender, Times, opened, packed, read_arrays
 
 _ELDER = "elder{}/"
 
@@ -34,12 +34,12 @@ class CompactEnsemble(CompactRecommender):
         self.elders = tuple(self.under(elder) for elder in elders)
 
     def logits(
-        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray,
+        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray, habits: np.ndarray,
         query_vector: np.ndarray | None = None, has_query: np.ndarray | None = None,
-        trend: np.ndarray | None = None, moment: np.ndarray | None = None,
+        times: Times | None = None,
     ) -> np.ndarray:
         """[batch, items] float32: the mean of all versions' logits; arguments as CompactRecommender's."""
-        given = (index, counts, views, days, query_vector, has_query, trend, moment)
+        given = (index, counts, views, days, habits, query_vector, has_query, times)
         total = super().logits(*given)
         for elder in self.elders:
             total += elder.logits(*given)
@@ -47,12 +47,12 @@ class CompactEnsemble(CompactRecommender):
         return total
 
     def reasons(
-        self, index: np.ndarray, counts: np.ndarray, days: np.ndarray, query_vector: np.ndarray | None,
-        columns: np.ndarray,
+        self, index: np.ndarray, counts: np.ndarray, days: np.ndarray, habits: np.ndarray,
+        query_vector: np.ndarray | None, columns: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Each part's mean over the versions; `because` is what was counted, hence the same of all."""
-        parts = super().reasons(index, counts, days, query_vector, columns)
-        others = [elder.reasons(index, counts, days, query_vector, columns) for elder in self.elders]
+        parts = super().reasons(index, counts, days, habits, query_vector, columns)
+        others = [elder.reasons(index, counts, days, habits, query_vector, columns) for elder in self.elders]
         return {
             name: part if name == "because" else np.mean([part, *(one[name] for one in others)], axis=0)
             for name, part in parts.items()

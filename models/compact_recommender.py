@@ -8,12 +8,13 @@ The learner scores with this too: what the gate judges is what is served.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from .blend import Blend, trend_weights, untouched, weighed_requests
+from .blend import AGE, TREND, Blend, ages_as_inputs, all_weights, untouched, weighed_requests
 from .compact_neighbours import CompactNeighbours
 from .int8_rows import from_int8, to_int8
 from .item_steps import LEAST_SEEN
@@ -23,6 +24,21 @@ VISIT_DAYS = 1 / 48
 USER_FEATURES = 9
 _FILE = "recommender.safetensors"
 _MOST_SEEN = 30_000.0  # float16 ends at 65,504
+
+
+@dataclass(frozen=True)
+class Times:
+    """What was known at other times than a model's own.
+
+    Attributes:
+        trend: [times, items, spans] float32, log shares of choices.
+        ages: [times, items] float32, days since each item was first known.
+        moment: [batch] int, which of the times each request is of.
+    """
+
+    trend: np.ndarray
+    ages: np.ndarray
+    moment: np.ndarray
 
 
 class CompactRecommender:
@@ -49,34 +65,36 @@ class CompactRecommender:
     def _hold(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = {name: np.ascontiguousarray(array) for name, array in _widened(arrays).items()}
         self._popularity = self.arrays["trend"] @ self.arrays["trend_mix"]  # once: a request should cost one product
-        self._weighed_trend = self.arrays["trend"] @ trend_weights(self.arrays)
+        self._later = self._weighed(self.arrays["trend"], self.arrays["ages"])
         self._lengths = np.linalg.norm(self.arrays["items"], axis=1)
         self._neighbours = CompactNeighbours(self.arrays)
 
     def logits(
-        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray,
+        self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray, habits: np.ndarray,
         query_vector: np.ndarray | None = None, has_query: np.ndarray | None = None,
-        trend: np.ndarray | None = None, moment: np.ndarray | None = None,
+        times: Times | None = None,
     ) -> np.ndarray:
         """The logits of all items for each request.
 
         Args:
             index: [batch, length] int, rows of the history's items, 0: no item.
             counts, views, days: [batch, length] float32, as in the network.
+            habits: [batch, length] float32, see habits.py.
             query_vector: [batch, projected text dimension] float32 (`project`).
             has_query: [batch] bool.
-            trend: [moments, items, spans] float32, the trend at other times than the model's own.
-            moment: [batch] int, which of those.
+            times: other times than the model's own.
 
         Returns:
             [batch, items] float32; column 0 belongs to no item.
         """
         arrays = self.arrays
-        if trend is None or moment is None:
+        if times is None:
             trend, moment = arrays["trend"][None], np.zeros(len(index), np.int64)
-            popularity, weighed_trend = self._popularity[None], self._weighed_trend[None]
+            popularity, later = self._popularity[None], [one[None] for one in self._later]
         else:
-            popularity, weighed_trend = ((trend @ one)[moment] for one in (arrays["trend_mix"], trend_weights(arrays)))
+            trend, moment = times.trend, times.moment
+            popularity = (trend @ arrays["trend_mix"])[moment]
+            later = [one[moment] for one in self._weighed(trend, times.ages)]
         present = (index > 0).astype(np.float32)
         features = _history_features(counts, views, days, present)
         user = _user_features(counts, views, days, present)
@@ -98,10 +116,18 @@ class CompactRecommender:
             blend = Blend.of(arrays["blend"], weighed_requests(index, has_query))
             within = np.take_along_axis(logits, index, axis=1) + gate * again
             logits *= blend.outside
-            np.put_along_axis(logits, index, blend.own * within + blend.bonus, axis=1)
+            within = blend.own * within + blend.bonus + blend.habit * habits
+            aged = np.take_along_axis(np.broadcast_to(later[1], logits.shape), index, axis=1)
+            np.put_along_axis(logits, index, within - blend.there * aged, axis=1)
             self._neighbours.add(logits, index, features, gate * blend.outside, gate * blend.own, blend.whole)
-            logits += blend.trend * weighed_trend
+            logits += blend.there * later[0]
         return logits
+
+    def _weighed(self, trend: np.ndarray, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What trend and ages add to an item outside of a history, and which part of it is the ages'; [..., items]."""
+        weights = self.arrays["blend"]
+        aged = ages_as_inputs(ages) @ weights[AGE]
+        return trend @ weights[TREND] + aged, aged
 
     def user_vectors(self, index: np.ndarray, counts: np.ndarray, views: np.ndarray, days: np.ndarray) -> np.ndarray:
         """[batch, dimension] float32: what the items' vectors are multiplied with; arguments as in `logits`."""
@@ -110,20 +136,20 @@ class CompactRecommender:
         return self._user(index, features, user, present)[0]
 
     def reasons(
-        self, index: np.ndarray, counts: np.ndarray, days: np.ndarray, query_vector: np.ndarray | None,
-        columns: np.ndarray,
+        self, index: np.ndarray, counts: np.ndarray, days: np.ndarray, habits: np.ndarray,
+        query_vector: np.ndarray | None, columns: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """What one request's logits of some items are made of; the parts add up to the logit.
 
         Args:
-            index, counts, days: [1, length], the history, as in `logits`.
+            index, counts, days, habits: [1, length], the history, as in `logits`.
             query_vector: [1, projected text dimension]; None: no search.
             columns: [items] int, rows of the items.
 
         Returns:
-            `popularity`, `taste` (the user's vector), `words` (the query), `again` (the user's own item) and `together`
-            (neighbours of the history), [items] float32 each; `because` [items] int64, the place in the history whose
-            item speaks most for it by what is chosen together, -1: none.
+            `popularity` (and how new the item is), `taste` (the user's vector), `words` (the query), `again` (the
+            user's own item) and `together` (neighbours of the history), [items] float32 each; `because` [items] int64,
+            the place in the history whose item speaks most for it by what is chosen together, -1: none.
         """
         arrays, none = self.arrays, np.zeros_like(counts)
         searching = query_vector is not None
@@ -137,16 +163,17 @@ class CompactRecommender:
         vectors = arrays["items"][columns]
         copied = self._copied(own, arrays["trend"][index], features, user) * present
         again: np.ndarray = np.zeros(len(self.ids), np.float32)
-        np.add.at(again, index[0], copied[0])
+        np.add.at(again, index[0], (gates[1] * blend.own * copied + blend.habit * habits)[0])
         together: np.ndarray = np.zeros((1, len(self.ids)), np.float32)
         self._neighbours.add(together, index, features, gates[1] * blend.outside, gates[1] * blend.own, blend.whole)
         words: np.ndarray = np.zeros(len(columns), np.float32)
         if query_vector is not None:
             words = vectors @ (query_vector @ arrays["text_adapter"] @ arrays["query_kernel"])[0]
-        popularity = gates[0] * scale * self._popularity[columns] + blend.trend[0] * self._weighed_trend[columns]
+        later = self._later[0][columns] - within * self._later[1][columns]
+        popularity = gates[0] * scale * self._popularity[columns] + blend.there[0] * later
         return {
             "popularity": popularity, "taste": gates[2] * scale * (vectors @ wish[0]), "words": words,
-            "again": gates[1] * scale * again[columns] + blend.bonus[0] * within, "together": together[0, columns],
+            "again": again[columns] + blend.bonus[0] * within, "together": together[0, columns],
             "because": self._neighbours.nearest(index[0], columns),
         }
 
@@ -238,7 +265,7 @@ def packed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     shrink = np.float32(min(1.0, _MOST_SEEN / most))
     return {
         **arrays, "items": items, "items_scale": scale,
-        "trend": arrays["trend"].astype(np.float16),
+        "trend": arrays["trend"].astype(np.float16), "ages": arrays["ages"].astype(np.float16),
         "neighbour_value": (arrays["neighbour_value"] * shrink).astype(np.float16),
         "neighbour_seen": arrays["neighbour_seen"] * shrink,
     }
@@ -248,7 +275,7 @@ def opened(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What `packed` made, for products in float32."""
     arrays = dict(stored)
     arrays["items"] = from_int8(arrays["items"], arrays.pop("items_scale"))
-    for name in {"trend", "neighbour_value"} & set(arrays):
+    for name in {"trend", "neighbour_value", "ages"} & set(arrays):
         arrays[name] = arrays[name].astype(np.float32)
     return arrays
 
@@ -261,6 +288,8 @@ def _widened(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         "neighbour_far_log_scale": nothing, "neighbour_whole_gain": np.zeros(2, np.float32),
         "neighbour_whole_log_scale": nothing, "blend": untouched(), **arrays,
     }
+    widened["blend"] = all_weights(widened["blend"])
+    widened.setdefault("ages", np.zeros(len(widened["trend"]), np.float32))
     if "weigh_item" in arrays:
         user = arrays["weigh_item"].size + USER_FEATURES
         copied = len(arrays["weigh_features"]) + len(arrays["trend_mix"]) + USER_FEATURES

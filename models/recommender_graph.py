@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from .blend import PLAIN
+from .blend import AGE, HABIT, PLAIN, TREND, ages_as_inputs
 from .compact_ensemble import CompactEnsemble
 from .compact_neighbours import NEIGHBOUR_HISTORY
 from .compact_recommender import RECENCY_DAYS, VISIT_DAYS, CompactRecommender
+from .habits import HABIT_DECAY, PAUSE_DAYS
 from .item_steps import FIRST_STEPS, LEAST_SEEN, WHOLE_HISTORY
 
 MOST_HISTORY = 256  # distinct items, as recommender_service.py takes
 _OLDEST_DAYS = 36_500.0
+_COARSENESS = 2.0**-23  # of float32: of days a year ago some seconds, which are not to part a visit in two
 _Graph = dict[str, tf.Tensor]
 
 
@@ -38,6 +40,8 @@ class RecommenderGraph(tf.Module):
         elders = recommender.elders if isinstance(recommender, CompactEnsemble) else ()
         self._elders = [RecommenderGraph(one) for one in elders]
         self._popularity = tf.Variable(recommender.arrays["trend"] @ recommender.arrays["trend_mix"], trainable=False)
+        aged = ages_as_inputs(recommender.arrays["ages"]) @ recommender.arrays["blend"][AGE]
+        self._aged = tf.Variable(aged, trainable=False)
 
     def save(self, folder: Path) -> None:
         """Writes the SavedModel: what TensorFlow Serving takes as one version's folder."""
@@ -96,7 +100,7 @@ class RecommenderGraph(tf.Module):
     def _own_logits(self, history: tf.Tensor, history_days: tf.Tensor, query_vector: tf.Tensor | None) -> tf.Tensor:
         """[batch, items]: see CompactRecommender.logits, of which this is the graph."""
         arrays = self._arrays
-        index, counts, days = self._distinct(history, history_days)
+        index, counts, days, habits = self._distinct(history, history_days)
         present = tf.cast(index > 0, tf.float32)
         features, user = _history_features(counts, days, present), _user_features(counts, days, present)
         own = tf.gather(arrays["items"], index)
@@ -114,22 +118,28 @@ class RecommenderGraph(tf.Module):
         whole = self._whole(index[:, :WHOLE_HISTORY], is_own)
         near = self._near(index, features, is_own, whole)
         logits += gates[1] * (copied + near)
-        return logits if query_vector is not None else self._blended(logits, index, is_own, whole)
+        return logits if query_vector is not None else self._blended(logits, index, is_own, whole, habits)
 
-    def _blended(self, logits: tf.Tensor, index: tf.Tensor, is_own: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
-        """The logits [batch, items] weighed as blend.py says, where there is a history."""
+    def _blended(
+        self, logits: tf.Tensor, index: tf.Tensor, is_own: tf.Tensor, whole: tf.Tensor, habits: tf.Tensor
+    ) -> tf.Tensor:
+        """The logits [batch, items] weighed as blend.py says, where there is a history; `habits` [batch, length]."""
         weights = self._arrays["blend"]
         outside, own, bonus, of_whole = (weights[place] for place in range(PLAIN))
-        blended = logits * (outside + is_own * (own - outside)) + is_own * bonus + (1.0 - is_own) * of_whole * whole
-        blended += tf.linalg.matvec(self._arrays["trend"], weights[PLAIN:])
+        blended = logits * (outside + is_own * (own - outside)) + is_own * bonus
+        blended += (1.0 - is_own) * (of_whole * whole + self._aged)
+        blended += tf.linalg.matvec(self._arrays["trend"], weights[TREND])
+        blended += weights[HABIT] * tf.scatter_nd(_places(index), habits, tf.shape(logits, tf.int64))
         return tf.where(tf.reduce_any(index > 0, axis=1, keepdims=True), blended, logits)
 
-    def _distinct(self, history: tf.Tensor, history_days: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Distinct known items, newest first: rows, how often, days since the last; [batch, items]."""
+    def _distinct(self, history: tf.Tensor, history_days: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Distinct known items, newest first: rows, how often, days since the last, habits; [batch, items]."""
         index = self._index.lookup(history)
         days = tf.clip_by_value(tf.where(tf.math.is_nan(history_days), 0.0, history_days), 0.0, _OLDEST_DAYS)
         same = (index[:, :, None] == index[:, None, :]) & (index[:, :, None] > 0)  # [batch, purchases, purchases]
         counts = tf.reduce_sum(tf.cast(same, tf.float32), axis=2)
+        worth = HABIT_DECAY ** _visits_since(days, history != "")
+        habits = tf.reduce_sum(tf.where(same, worth[:, None, :], 0.0), axis=2)
         newest = tf.reduce_min(tf.where(same, days[:, None, :], _OLDEST_DAYS), axis=2)
         place = tf.range(tf.shape(index)[1])
         earlier = tf.reduce_any(same & (place[None, None, :] < place[None, :, None]), axis=2)
@@ -140,6 +150,7 @@ class RecommenderGraph(tf.Module):
             tf.where(there, tf.gather(index, order, batch_dims=1), 0),
             tf.where(there, tf.gather(counts, order, batch_dims=1), 0.0),
             tf.where(there, tf.gather(newest, order, batch_dims=1), 0.0),
+            tf.where(there, tf.gather(habits, order, batch_dims=1), 0.0),
         )
 
     def _wish(self, own: tf.Tensor, features: tf.Tensor, user: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
@@ -220,6 +231,16 @@ def _places(columns: tf.Tensor) -> tf.Tensor:
     rows = tf.range(tf.shape(columns, tf.int64)[0])
     rows = tf.reshape(rows, [-1, *([1] * (columns.shape.rank - 1))])
     return tf.stack([tf.broadcast_to(rows, tf.shape(columns)), columns], axis=-1)
+
+
+def _visits_since(days: tf.Tensor, bought: tf.Tensor) -> tf.Tensor:
+    """[batch, purchases] float32: as in habits.py, visits since each purchase; `bought` bool: it is no padding."""
+    newest = tf.argsort(tf.where(bought, days, np.inf), axis=1, stable=True)
+    since = tf.gather(days, newest, batch_dims=1)
+    later = tf.concat([since[:, :1], since[:, :-1]], axis=1)[:, : tf.shape(since)[1]]
+    pause = since - later > PAUSE_DAYS + since * _COARSENESS
+    visits = tf.cumsum(tf.cast(pause, tf.float32), axis=1)
+    return tf.gather(visits, tf.argsort(newest, axis=1), batch_dims=1)
 
 
 def _history_features(counts: tf.Tensor, days: tf.Tensor, present: tf.Tensor) -> tf.Tensor:

@@ -56,6 +56,8 @@ class RecommenderService:
         """Takes a CompactRecommender and what gives the text encoder when a query first needs it."""
         self._recommender = recommender
         self._text_encoder = text_encoder
+        package = type(recommender).__module__.rpartition(".")[0]  # the code that the recommender is of
+        self._habits = own_module(package, "habits").habits
 
     @property
     def items(self) -> int:
@@ -104,9 +106,9 @@ class RecommenderService:
         history = self._history(row)
         query = _text("query", row.get("query"))
         vector = self._query_vector(query) if query and query.strip() else None
-        index, counts, _, days = history
+        index, counts, _, days, habits = history
         columns = np.array([self._recommender.index[item] for item in answered], np.int64)
-        parts = self._recommender.reasons(index, counts, days, vector, columns)
+        parts = self._recommender.reasons(index, counts, days, habits, vector, columns)
         because = parts.pop("because")
         return [
             {name: float(values[place]) for name, values in parts.items()}
@@ -173,22 +175,33 @@ class RecommenderService:
         rows = rows[np.isfinite(scores[rows])]
         return list(self._recommender.ids[rows]), scores[rows].astype(np.float64).tolist()
 
-    def _history(self, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Distinct known items, newest first, as the network wants them: rows, counts, views, days; [1, items]."""
+    def _history(self, row: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+        """Distinct known items, newest first, as the model wants them: rows, counts, views, days, habits; [1, items].
+
+        A purchase of an item that is not known was a visit all the same, and counts for how long ago the others were.
+        """
         items = _list("history", row.get("history"))
         days = _list("history_days", row.get("history_days"))
         counts: dict[int, float] = {}
         ages: dict[int, float] = {}
+        bought_rows, bought_ages = [], []
         for place, item in enumerate(items):
-            known = self._recommender.index.get(_text("history", item), 0)
+            text = _text("history", item)
+            known = self._recommender.index.get(text, 0)
             age = _age(days[place]) if place < len(days) else float(place)
+            if text:
+                bought_rows.append(known)
+                bought_ages.append(age)
             if known:
                 counts[known] = counts.get(known, 0.0) + 1.0
                 ages[known] = min(age, ages.get(known, age))
         newest = sorted(counts, key=lambda known: ages[known])[:_HISTORY_ITEMS]
         bought = np.array([[counts[known] for known in newest]], np.float32)
         days_ago = np.array([[ages[known] for known in newest]], np.float32)
-        return np.array([newest], np.int64), bought, np.zeros_like(bought), days_ago
+        rows, strength = self._habits(np.array(bought_rows, np.int64), np.array(bought_ages))
+        index = np.array([newest], np.int64)
+        habits = strength[np.searchsorted(rows, index)].astype(np.float32)
+        return index, bought, np.zeros_like(bought), days_ago, habits
 
     def _query_vector(self, query: str) -> np.ndarray:
         return self._recommender.project(self._text_encoder().embed([query]))

@@ -32,6 +32,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from models.habits import HABIT_DECAY
 from pipeline.snapshot import Snapshot
 
 RULES = 1  # counts up with whatever below changes a profile: all are then made anew
@@ -115,7 +116,8 @@ def facts_of(
     Returns:
         In order of id: USER_PROFILES_SCHEMA's columns but for the tables' versions and what the champion says; and
         the history that it is asked with, newest first: `history_items` (list of text), `history_counts` (purchases),
-        `history_views` (other events), `history_days` (since the last of either), lists of float.
+        `history_views` (other events), `history_days` (since the last of either), `history_habits` (models/habits.py),
+        lists of float.
     """
     sql = _connection()
     sql.register("wanted", pa.table({"user_id": pa.array(users, pa.string())}))
@@ -140,7 +142,7 @@ def facts_of(
             coalesce(spent, 0.0) AS spent, g.high_spend, {_SEGMENT} AS segment, {_UNTIL} AS segment_until,
             coalesce(regular_categories, []) AS regular_categories, coalesce(history_items, []) AS history_items,
             coalesce(history_counts, []) AS history_counts, coalesce(history_views, []) AS history_views,
-            coalesce(history_days, []) AS history_days
+            coalesce(history_days, []) AS history_days, coalesce(history_habits, []) AS history_habits
         FROM spans s CROSS JOIN given g {joins} ORDER BY s.user_id""").to_arrow_table()
 
 
@@ -241,18 +243,29 @@ _REGULAR = f"""
         GROUP BY user_id, category HAVING count(DISTINCT an_order) >= {_REGULAR_ORDERS})
     SELECT user_id, list(category ORDER BY category) AS regular_categories FROM again GROUP BY user_id"""
 
+# `later` is how many visits with a purchase came after; one begins with `pause`, told by purchases alone.
 _HISTORY = f"""
-    WITH items AS (
+    WITH bought AS (
+        SELECT user_id, item_id, event_time, lead(event_time) OVER (PARTITION BY user_id ORDER BY event_time)
+                - event_time > INTERVAL {VISIT_MINUTES} MINUTE AS pause
+        FROM weighed WHERE event_type = 'purchase'),
+    since AS (
+        SELECT user_id, item_id, count(*) FILTER (pause) OVER (
+            PARTITION BY user_id ORDER BY event_time DESC RANGE UNBOUNDED PRECEDING) AS later
+        FROM bought),
+    habits AS (SELECT user_id, item_id, sum(power({HABIT_DECAY}, later)) AS habit FROM since GROUP BY ALL),
+    items AS (
         SELECT user_id, item_id, count(*) FILTER (event_type = 'purchase') AS purchases,
             count(*) FILTER (event_type <> 'purchase') AS views,
             (epoch(any_value(as_of)) - epoch(max(event_time))) / 86400.0 AS days
         FROM weighed CROSS JOIN given WHERE event_type IN ('purchase', 'view', 'cart', 'search')
         GROUP BY user_id, item_id),
     ranked AS (SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY days, purchases DESC, item_id) AS rank
-               FROM items)
+               FROM items LEFT JOIN habits USING (user_id, item_id))
     SELECT user_id, list(item_id ORDER BY rank) AS history_items,
         list(purchases::FLOAT ORDER BY rank) AS history_counts, list(views::FLOAT ORDER BY rank) AS history_views,
-        list(greatest(days, 0.0)::FLOAT ORDER BY rank) AS history_days
+        list(greatest(days, 0.0)::FLOAT ORDER BY rank) AS history_days,
+        list(coalesce(habit, 0.0)::FLOAT ORDER BY rank) AS history_habits
     FROM ranked WHERE rank <= {HISTORY} GROUP BY user_id"""
 
 _PARTS = {

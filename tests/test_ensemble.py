@@ -100,7 +100,7 @@ def test_saved_and_loaded_it_answers_as_the_gate_judged(lineage: list[Recommende
     lineage[2].compact().save(tmp_path)
     loaded = load_recommender(tmp_path)
     given: tuple[Any, ...] = (np.array([[1, 2]]), np.ones((1, 2), np.float32), np.zeros((1, 2), np.float32),
-                              np.array([[0.0, 5.0]], np.float32))
+                              np.array([[0.0, 5.0]], np.float32), np.array([[1.0, 0.9]], np.float32))
     assert isinstance(loaded, CompactEnsemble) and len(loaded.elders) == 2
     assert loaded.logits(*given).tobytes() == rounded.logits(*given).tobytes()
     assert loaded.logits(*given).tobytes() != loaded.elders[0].logits(*given).tobytes()

@@ -59,6 +59,7 @@ def choices(items: Sequence[str], day: int) -> Examples:
     return Examples(pa.Table.from_pylist([{
         "example_id": f"e{place}", "unit": "u", "time": time, "hour": time, "landed_window": time, "rows": 1,
         "history_items": [items[place - 1]], "history_counts": [1.0], "history_views": [0.0], "history_days": [1.0],
+        "history_habits": [1.0],
         "targets": [item],
     } for place, item in enumerate(items)], schema=schema))
 

@@ -19,7 +19,8 @@ def asks(user: str, history: list[str]) -> dict:
     ones = [1.0] * len(history)
     return {
         "example_id": user + str(len(history)), "unit": user, "time": NOW, "hour": NOW, "landed_window": NOW, "rows": 1,
-        "history_items": history, "history_counts": ones, "history_views": ones, "history_days": ones, "targets": [],
+        "history_items": history, "history_counts": ones, "history_views": ones, "history_days": ones,
+        "history_habits": ones, "targets": [],
     }
 
 

@@ -31,6 +31,7 @@ def found(
         "example_id": "1", "unit": "u", "time": NOW, "hour": NOW, "landed_window": NOW, "rows": 1,
         "history_items": list(bought), "history_counts": [count for count, _ in bought.values()],
         "history_views": [0.0] * len(bought), "history_days": [days for _, days in bought.values()],
+        "history_habits": [count for count, _ in bought.values()],
         "targets": [target], "query": query or None,
     }
     by_day = pa.table({

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date, timedelta
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from models.blend import PLAIN, TREND_SPANS, untouched
+from models.blend import AGE, HABIT, TREND, TREND_SPANS, WEIGHTS, ages_as_inputs, untouched
 from models.losses import NO_ITEM
 from pipeline.checkpoint import Checkpoint, load, save
+from pipeline.schema import TIME
 from pipeline.tasks.contract import Methods, Schedule, together
-from pipeline.tasks.recommend_batches import Batcher
+from pipeline.tasks.recommend_batches import BESIDE, Batcher
 from pipeline.tasks.recommend_blend import BY_LOGIT, MEAN_LIFE_DAYS, MOST_FORESEEN, BlendFit, Foreseen
+from pipeline.tasks.recommend_items import OLDEST_DAYS
 from pipeline.tasks.recommend_learner import RecommenderLearner
 from pipeline.training import fine_tune
 from tests.test_recommend_learner import (
     DIMENSION,
     LEDGER,
+    NOON,
     compact_logits,
     context,
     examples,
@@ -28,7 +33,7 @@ from tests.test_recommend_learner import (
 )
 
 DAY = 86_400_000_000
-TRUE = np.array([0.6, 0.9, 1.5, 0.8, 0.0, 0.5, 0.0, -0.3])
+TRUE = np.array([0.6, 0.9, 1.5, 0.8, 0.0, 0.5, 0.0, -0.3, 0.7, 0.3, -0.5])
 
 
 def drawn(weights: np.ndarray, number: int, seed: int, items: int = 40) -> Foreseen:
@@ -37,11 +42,13 @@ def drawn(weights: np.ndarray, number: int, seed: int, items: int = 40) -> Fores
     parts = []
     for _ in range(number):
         own = np.arange(items) < 10
-        inputs = np.zeros((items, PLAIN + TREND_SPANS))
+        inputs = np.zeros((items, WEIGHTS))
         logit = generator.normal(0.0, 2.0, items)
         inputs[:, 0], inputs[:, 1], inputs[:, 2] = logit * ~own, logit * own, own
         inputs[:, 3] = generator.exponential(size=items) * ~own
-        inputs[:, PLAIN:] = generator.normal(-8.0, 1.0, (items, TREND_SPANS))
+        inputs[:, TREND] = generator.normal(-8.0, 1.0, (items, TREND_SPANS))
+        inputs[:, HABIT] = generator.exponential(size=items) * own
+        inputs[:, AGE] = ages_as_inputs(np.exp(generator.uniform(-1.0, 6.0, items))) * ~own[:, None]
         chances = np.exp(inputs @ weights - (inputs @ weights).max())
         wanted = np.zeros(items, bool)
         wanted[generator.choice(items, p=chances / chances.sum())] = True
@@ -53,12 +60,13 @@ def test_the_weights_that_made_the_choices_are_found() -> None:
     fit = BlendFit()
     fit.learn(drawn(TRUE, 3_000, seed=0), DAY)
     spread = np.sqrt(np.diag(np.linalg.inv(fit.evidence)))
-    assert (np.abs(fit.weights - TRUE) < 3.0 * spread).all() and spread.max() < 0.2
+    assert (np.abs(fit.weights - TRUE) < 3.0 * spread).all()
+    assert np.delete(spread, [2, AGE.start, AGE.start + 1]).max() < 0.2  # a bonus and others' ages say nearly the same
 
 
 def test_gradient_and_hessian_are_the_losses() -> None:
     foreseen, generator = drawn(TRUE, 20, seed=1), np.random.default_rng(2)
-    weights = untouched() + generator.normal(0.0, 0.3, PLAIN + TREND_SPANS)
+    weights = untouched() + generator.normal(0.0, 0.3, WEIGHTS)
     _, gradient, hessian = foreseen.loss(weights)
     for place in range(len(weights)):
         step = np.zeros(len(weights))
@@ -80,7 +88,7 @@ def test_many_updates_know_about_as_much_as_one_over_all_their_examples() -> Non
 
 
 def test_what_was_said_long_ago_fades() -> None:
-    other = np.array([1.2, 0.5, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0])
+    other = np.array([1.2, 0.5, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0, 0.0, 0.0, 0.0])
     weights = []
     for days in (1.0, 10 * MEAN_LIFE_DAYS):
         fit = BlendFit()
@@ -89,7 +97,7 @@ def test_what_was_said_long_ago_fades() -> None:
         weights.append(fit.weights)
     alone = BlendFit()
     alone.learn(drawn(TRUE, 200, seed=4), DAY)
-    assert np.abs(weights[0] - other).max() < 0.5
+    assert np.abs(weights[0] - other).max() < 0.6
     np.testing.assert_allclose(weights[1], alone.weights, atol=0.05)
 
 
@@ -185,6 +193,36 @@ def test_the_weights_come_back_from_a_checkpoint_and_an_older_one_has_none(
     np.testing.assert_array_equal(restored(replace(state, arrays=older))._blend.weights, untouched())
 
 
+def test_a_checkpoint_of_fewer_weights_goes_on_with_those_that_it_has(trained: RecommenderLearner) -> None:
+    trained.foresee(examples(shop(90, seed=5, first_day=20)))
+    state, fit = trained.state(), trained._blend
+    fewer = {"blend/weights": fit.weights[:HABIT], "blend/evidence": fit.evidence[:HABIT, :HABIT]}
+    arrays = {name: array for name, array in (state.arrays | fewer).items() if name != "items/first_seen"}
+    older = restored(replace(state, arrays=arrays))
+    np.testing.assert_array_equal(older._blend.weights, [*fit.weights[:HABIT], 0.0, 0.0, 0.0])
+    assert set(older.compact().arrays["ages"]) == {OLDEST_DAYS}
+    older.foresee(examples(shop(90, seed=6, first_day=22)))
+    assert older._blend.weights[HABIT]
+
+
+def test_an_items_age_counts_from_when_it_was_first_chosen_or_told_of() -> None:
+    def told(items: list[str], day: int) -> pa.Table:
+        return context(items).append_column("last_seen", pa.array([NOON + timedelta(days=day)] * len(items), TIME))
+
+    chosen = [moment(["a"], history={"b": (1, 1)}, day=20), moment(["a", "b"], history={"c": (1, 1)}, day=70)]
+    learner = untrained([], examples([]))
+    learner.grow(told(["a", "b", "c"], 60), examples(chosen))
+    learner.grow(told(["a", "d"], 80), examples([moment(["c", "d"], history={"a": (1, 1)}, day=90)]))
+    today = learner._counters.trends.day_of(len(learner._counters.trends.moments))
+    assert today == (NOON + timedelta(days=70)).date().toordinal() - date(1970, 1, 1).toordinal()
+    expected = {"a": 50.0, "b": 10.0, "c": 10.0, "d": 0.0}  # d came after what was counted last
+    rows = learner._tables.items.indices_of(pa.array(list(expected)))
+    np.testing.assert_array_equal(learner._tables.ages(rows, today), list(expected.values()))
+    np.testing.assert_array_equal(learner._tables.ages(rows, today + 1_000), [OLDEST_DAYS] * 4)
+    np.testing.assert_array_equal(restored(learner.state())._tables.ages(rows, today), list(expected.values()))
+    np.testing.assert_array_equal(learner.compact().arrays["ages"][rows], list(expected.values()))
+
+
 def test_what_is_served_is_weighed_and_what_is_trained_is_not(trained: RecommenderLearner) -> None:
     asked = examples(shop(5, seed=6, first_day=25))
     before, network = compact_logits(trained, asked), network_logits(trained, asked)
@@ -200,9 +238,9 @@ def blind(trained: RecommenderLearner) -> Callable[[], tuple[Foreseen, dict, np.
         encoded = trained._encoded(examples(shop(30, seed=7, first_day=25)))
         batcher = Batcher(encoded, trained._tables, trained._counters, np.random.default_rng(0), counted=False)
         arrays = dict(batcher.batch(np.arange(30), 16, 30, blind=True))
-        rows = arrays.pop("rows")
-        shared, own = trained._trainer.foresee(trained._tables.rows(rows), arrays)
-        return Foreseen.of(shared, own, arrays, -4.0), {**arrays, "rows": rows}, shared, own
+        read = {name: array for name, array in arrays.items() if name not in BESIDE}
+        shared, own = trained._trainer.foresee(trained._tables.rows(arrays["rows"]), read)
+        return Foreseen.of(shared, own, arrays, -4.0), arrays, shared, own
     return made
 
 
@@ -221,6 +259,11 @@ def test_foreseen_are_the_logits_of_own_items_and_of_the_best_others(
         np.testing.assert_allclose(sorted(inputs[~inside, 0]), sorted(outside))
         assert wanted.sum() == (batch["own_targets"][place] > 0).sum() + (batch["target_index"][place] > 0).sum()
         assert wanted[inside].sum() == (batch["own_targets"][place] > 0).sum()
+        np.testing.assert_allclose(inputs[inside, HABIT], batch["habits"][place, :8], rtol=1e-6)
+        ages = np.delete(batch["ages"][batch["moment"][place]], [0, *batch["history_index"][place]])
+        np.testing.assert_allclose(np.sort(inputs[~inside, AGE.start]), np.sort(-np.log1p(ages)), rtol=1e-6)
+        assert not inputs[~inside, HABIT].any() and not inputs[inside, AGE].any()
+    assert batch["habits"].any() and batch["ages"].any()
 
 
 def test_of_a_large_catalogue_candidates_are_found_without_a_look_at_the_targets(

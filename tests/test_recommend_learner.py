@@ -35,13 +35,17 @@ Moment = dict[str, Any]
 
 
 def moment(targets: list[str], **known: Any) -> Moment:
-    """One example; `history` as {item: (count, days)}, newest first; `query_vector`; `day` after the first."""
+    """One example; `history` as {item: (count, days)}, newest first; `query_vector`; `day` after the first.
+
+    All purchases before are of one visit: an item's habit is its count.
+    """
     history = known.get("history", {})
     return {
         "time": NOON + timedelta(days=known.get("day", 0)), "unit": known.get("unit", "u"), "rows": 1,
         "targets": targets, "query": known.get("query"),
         "history_items": list(history), "history_counts": [float(count) for count, _ in history.values()],
         "history_views": [0.0] * len(history), "history_days": [float(days) for _, days in history.values()],
+        "history_habits": [float(count) for count, _ in history.values()],
         "rating_item": known.get("rating_item"), "rating": known.get("rating"),
         "query_vector": known.get("query_vector"),
     }
@@ -89,9 +93,8 @@ def compact_logits(learner: RecommenderLearner, asked: Examples) -> np.ndarray:
     history = encoded.history(np.arange(len(encoded)), (len(encoded), 256))
     return learner.compact().logits(
         history["history_index"], history["history_counts"], history["history_views"], history["history_days"],
-        encoded.query_vector, encoded.has_query > 0,
-        trend=np.stack([trends.logs(moment) for moment in range(len(trends.moments) + 1)]),
-        moment=trends.moment_of(encoded.times),
+        encoded.habits(np.arange(len(encoded)), (len(encoded), 256)), encoded.query_vector, encoded.has_query > 0,
+        learner._times(np.arange(len(trends.moments) + 1), trends.moment_of(encoded.times)),
     )
 
 

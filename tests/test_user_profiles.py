@@ -211,14 +211,14 @@ def test_the_champions_answers_are_summed_by_category_without_what_is_bought_reg
     users = pa.table({
         "history_items": pa.array(histories, pa.list_(pa.string())),
         **{f"history_{name}": pa.array([[value] * len(one) for one in histories], pa.list_(pa.float32()))
-           for name, value in (("counts", 1.0), ("views", 0.0), ("days", 1.0))},
+           for name, value in (("counts", 1.0), ("views", 0.0), ("days", 1.0), ("habits", 1.0))},
         "regular_categories": pa.array([["a"], []], pa.list_(pa.string())),
     })
     catalogue = pa.table({"item_id": ids, "category": [categories[item] for item in ids]})
     first, second = answers_for_profiles(compact, users, catalogue).to_pylist()
     index = np.array([[*(compact.index[item] for item in ids[:3]), 0]])
     ones = np.ones((1, 4), np.float32)
-    logits = compact.logits(index, ones, 0.0 * ones, ones)[0].astype(float)
+    logits = compact.logits(index, ones, 0.0 * ones, ones, ones)[0].astype(float)
     chances = np.exp(logits[1:]) / np.exp(logits[1:]).sum()
     by_category = {
         name: sum(chance for chance, item in zip(chances, ids, strict=True) if categories[item] == name)
@@ -231,7 +231,7 @@ def test_the_champions_answers_are_summed_by_category_without_what_is_bought_reg
         assert one["items"][0] == best
     assert len(second["next_categories"]) == 3 and len(first["vector"]) == compact.arrays["items"].shape[1]
     unweighed = compact.under({"blend": untouched()})
-    taste = unweighed.reasons(index, ones, ones, None, np.arange(1, 41))["taste"]
+    taste = unweighed.reasons(index, ones, ones, ones, None, np.arange(1, 41))["taste"]
     np.testing.assert_allclose(compact.arrays["items"][1:] @ np.array(first["vector"], np.float32), taste, rtol=1e-4)
 
 

@@ -17,6 +17,7 @@ from models.compact_recommender import CompactRecommender, best
 from pipeline.profiles import MISSING, UNKNOWN, Counts
 from pipeline.tasks.recommend_baseline import K
 
+_LISTS = ("history_counts", "history_views", "history_days", "history_habits")  # in the order of `logits`
 HISTORY = 64  # newest items of a history: what is older moves an answer by little
 
 # 512 users' answers put a share of 10 % within 1.3 % of its true value for the first place alone.
@@ -37,15 +38,13 @@ def answers_in_counts(
         categories: of the items.
         asked: the items of the window's rows, one a row: does the model know them?
     """
-    newest = {row["unit"]: row for row in examples.select(
-        ["unit", "history_items", "history_counts", "history_views", "history_days"]
-    ).to_pylist()}
+    newest = {row["unit"]: row for row in examples.select(["unit", "history_items", *_LISTS]).to_pylist()}
     rows = list(newest.values())[-MOST_USERS:]
     head = _heads(compact)
     counted: dict[str, Counter[str]] = {name: Counter() for name in ("category", "popularity", "new to them", "sure")}
     for start in range(0, len(rows), _AT_ONCE):
-        index, counts, views, days = _arrays(compact, rows[start : start + _AT_ONCE])
-        logits = compact.logits(index, counts, views, days)
+        index, counts, views, days, habits = _arrays(compact, rows[start : start + _AT_ONCE])
+        logits = compact.logits(index, counts, views, days, habits)
         logits[:, 0] = -np.inf
         items, values = best(logits, min(K, logits.shape[1]))
         counted["sure"].update(_sureness(logits, values[:, 0]))
@@ -74,11 +73,11 @@ def _heads(compact: CompactRecommender) -> np.ndarray:
 
 def _arrays(compact: CompactRecommender, rows: list[dict]) -> tuple[np.ndarray, ...]:
     index = np.zeros((len(rows), HISTORY), np.int64)
-    others = [np.zeros((len(rows), HISTORY), np.float32) for _ in range(3)]
+    others = [np.zeros((len(rows), HISTORY), np.float32) for _ in _LISTS]
     for place, row in enumerate(rows):
         items = row["history_items"][:HISTORY]
         index[place, : len(items)] = [compact.index.get(item, 0) for item in items]
-        for array, name in zip(others, ("history_counts", "history_views", "history_days"), strict=True):
+        for array, name in zip(others, _LISTS, strict=True):
             array[place, : len(items)] = row[name][:HISTORY]
     return index, *others
 

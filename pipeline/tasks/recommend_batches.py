@@ -21,6 +21,7 @@ from pipeline.tasks.recommend_near import Near
 # (sampled: 34), 109 with 16,000 (35), 395 with 64,000 (35); the break-even is at 2,000 (bench_growth.py, two cores).
 EXACT_ITEMS = 8192
 SAMPLED_ITEMS = 2048  # beyond, over so many draws
+BESIDE = frozenset({"rows", "ages", "habits"})  # arrays of a batch that the network does not read
 _REWORDED = 0.5  # how often a text is seen in its other wording: as often as itself
 
 Batch = Mapping[str, np.ndarray]
@@ -63,7 +64,8 @@ class Batcher:
         """The examples at `chosen`, padded to `batch_size` with examples of no weight, histories to `length`.
 
         Beside the arrays of the network's signature it has `rows`: which rows of the tables it needs. A `blind` one's
-        candidates are found as an answer's are, without its targets: what goes with the histories in their place.
+        candidates are found as an answer's are, without its targets: what goes with the histories in their place. It
+        has `ages` [moments, rows] and `habits` [batch, length] as well, which what is foreseen is weighed by.
         """
         encoded = self._encoded
         history = encoded.history(chosen, (batch_size, length))
@@ -97,6 +99,10 @@ class Batcher:
             "rating_index": self._place[rating], "rating": filled(encoded.rating[chosen], batch_size),
             "weight": (np.arange(batch_size) < len(chosen)).astype(np.float32),
         }
+        if blind:
+            days = [self._trends.day_of(int(one)) for one in moments]
+            batch["ages"] = np.stack([self._tables.ages(rows, day) for day in days])
+            batch["habits"] = encoded.habits(chosen, (batch_size, length))
         if not self._exact:
             self._place[rows] = 0
         return batch

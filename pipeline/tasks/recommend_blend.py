@@ -3,7 +3,7 @@
 Of each such example the items that an answer would be chosen from are looked at, and the weights raise the chance of
 those that were wanted: a softmax over what was retrieved, as a re-ranking stage has it. (Over the whole catalogue the
 many items that nobody is shown decide, and Recall@20 loses 0.002 against it.) A few hundred examples an update cannot
-tell eight weights, so what earlier ones said is kept as a quadratic around the weights, the Laplace approximation of
+tell eleven weights, so what earlier ones said is kept as a quadratic around the weights, the Laplace approximation of
 their likelihood, and fades as other counts do (Spiegelhalter and Lauritzen, Networks 1990; online: Opper and Winther,
 1998).
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from models.blend import PLAIN, TREND_SPANS, untouched
+from models.blend import AGE, HABIT, TREND, WEIGHTS, ages_as_inputs, all_weights, untouched
 from models.losses import NO_ITEM
 from pipeline.tasks.contract import Examples
 from pipeline.tasks.recommend_batches import Batch, Batcher, groups_by_length
@@ -25,7 +25,7 @@ from pipeline.tasks.recommend_trends import DAY_US
 
 Value = tuple[float, np.ndarray, np.ndarray]  # of a function, its gradient, its Hessian
 
-# Examples of one update that are foreseen: their eight weights are known to some per cent, and a week of Online Retail
+# Examples of one update that are foreseen: their weights are known to some per cent, and a week of Online Retail
 # has as many.
 MOST_FORESEEN = 512
 # Items outside of the history that compete for an example: the best by logit, and by the whole history's neighbours.
@@ -55,7 +55,7 @@ class Foreseen:
     """What some examples were to choose from, example by example.
 
     Attributes:
-        inputs: [pairs, PLAIN + TREND_SPANS] float64, what each weight is multiplied with.
+        inputs: [pairs, WEIGHTS] float64, what each weight is multiplied with.
         wanted: [pairs] bool, the items that were chosen.
         starts: [examples] int, where each example's pairs begin; each has one that was wanted.
     """
@@ -71,7 +71,7 @@ class Foreseen:
     @classmethod
     def together(cls, parts: Iterable[Foreseen]) -> Foreseen:
         """The examples of all parts."""
-        held = list(parts) or [cls(np.zeros((0, PLAIN + TREND_SPANS)), np.zeros(0, bool), np.zeros(0, np.int64))]
+        held = list(parts) or [cls(np.zeros((0, WEIGHTS)), np.zeros(0, bool), np.zeros(0, np.int64))]
         offsets = np.cumsum([0, *(len(one.wanted) for one in held)])
         return cls(
             np.concatenate([one.inputs for one in held]), np.concatenate([one.wanted for one in held]),
@@ -97,11 +97,12 @@ class Foreseen:
         Args:
             shared: [batch, candidates] float32, logits; column 0 is no item.
             own: [batch, length] float32, logits of the histories' items, NO_ITEM where there is none.
-            batch: see `models.recommender.batch_signature`.
+            batch: see `models.recommender.batch_signature`, with `ages` and `habits`.
             whole_log_scale: log of the scale of the whole history's neighbours.
         """
         candidates = shared.shape[1]
         trend, every = batch["trend"][batch["moment"]], np.arange(len(own))[:, None]  # [batch, rows, spans]
+        ages = ages_as_inputs(batch["ages"])[batch["moment"]]
         whole = np.log1p(batch["whole"][:, :candidates] * np.exp(-whole_log_scale))
         outside = shared.copy()
         outside[every, batch["own_column"]] = NO_ITEM
@@ -115,11 +116,12 @@ class Foreseen:
         again[every, batch["own_targets"]] = True
         example, column = np.nonzero(retrieved)
         owner, place = np.nonzero(own > NO_ITEM)
-        inputs = np.zeros((len(example) + len(owner), PLAIN + TREND_SPANS))
+        inputs = np.zeros((len(example) + len(owner), WEIGHTS))
         inputs[: len(example), 0], inputs[: len(example), 3] = outside[example, column], whole[example, column]
-        inputs[: len(example), PLAIN:] = trend[example, column]
+        inputs[: len(example), TREND], inputs[: len(example), AGE] = trend[example, column], ages[example, column]
         inputs[len(example) :, 1], inputs[len(example) :, 2] = own[owner, place], 1.0
-        inputs[len(example) :, PLAIN:] = trend[owner, batch["history_index"][owner, place]]
+        inputs[len(example) :, TREND] = trend[owner, batch["history_index"][owner, place]]
+        inputs[len(example) :, HABIT] = batch["habits"][owner, place]
         return cls._by_example(
             np.concatenate([example, owner]), inputs,
             np.concatenate([wanted[example, column], again[owner, place + 1]]),
@@ -153,7 +155,7 @@ class BlendFit:
     """The weights, and what they are known by.
 
     Attributes:
-        weights: [PLAIN + TREND_SPANS] float64.
+        weights: [WEIGHTS] float64.
         evidence: the same, squared: the Hessian of what all examples said, faded.
         time: of the newest example, microseconds since 1970; 0: none was foreseen.
     """
@@ -197,10 +199,12 @@ class BlendFit:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str) -> BlendFit:
-        """What `arrays` wrote; a checkpoint of before December 2026 has foreseen nothing."""
+        """What `arrays` wrote; a checkpoint of before December 2026 has foreseen nothing, or without some weights."""
         fit = cls()
         if f"{prefix}/time" in arrays:
-            fit.weights, fit.evidence = (np.array(arrays[f"{prefix}/{name}"]) for name in ("weights", "evidence"))
+            fit.weights = all_weights(arrays[f"{prefix}/weights"])
+            missing = len(fit.weights) - len(arrays[f"{prefix}/weights"])
+            fit.evidence = np.pad(arrays[f"{prefix}/evidence"], (0, missing))
             fit.time = int(arrays[f"{prefix}/time"][0])
         return fit
 

@@ -27,6 +27,7 @@ class Encoded:
     history_counts: np.ndarray
     history_views: np.ndarray
     history_days: np.ndarray
+    history_habits: np.ndarray
     history_chosen: np.ndarray  # whether it is among the targets that are counted
     target_offsets: np.ndarray
     target_index: np.ndarray
@@ -66,7 +67,8 @@ class Encoded:
             history_offsets=history_offsets, history_index=history_index,
             history_counts=_flat(table["history_counts"]),
             history_views=_flat(table["history_views"]),
-            history_days=_flat(table["history_days"]), history_chosen=history_chosen,
+            history_days=_flat(table["history_days"]),
+            history_habits=_flat(table["history_habits"]), history_chosen=history_chosen,
             target_offsets=target_offsets, target_index=target_index, target_place=target_place,
             target_counted=target_counted,
             query_vector=query_vector, query_wording=query_wording, has_query=has_query,
@@ -114,6 +116,10 @@ class Encoded:
             name: padded(getattr(self, name), self.history_offsets, chosen, shape)
             for name in ("history_index", "history_counts", "history_views", "history_days")
         }
+
+    def habits(self, chosen: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """The habits (models/habits.py) beside `history`'s tables, float32 of `shape`: no input of the network."""
+        return padded(self.history_habits, self.history_offsets, chosen, shape)
 
 
 def padded(flat: np.ndarray, offsets: np.ndarray, chosen: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

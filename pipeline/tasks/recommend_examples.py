@@ -14,6 +14,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.habits import HABIT_DECAY
 from pipeline.engine import duckdb_connection, microseconds, table_of
 from pipeline.schema import TIME
 from pipeline.tables import text_field
@@ -39,6 +40,8 @@ _EXAMPLES_AT_ONCE = {"duckdb": 20_000, "spark": 2_000_000}
 
 _FEW_USERS = 5_000  # of these the rows are held in memory: some gigabyte in a shop of a thousand rows a user
 
+_MOST_VISITS = 6_000  # of one user that are told apart: HABIT_DECAY ** -6000 is 1e274, beyond 1e308 a double ends
+
 TEACHING_COLUMNS = ("event_type", "user_id", "item_id", "query", "rating")
 
 EXAMPLES_SCHEMA = pa.schema([
@@ -52,6 +55,7 @@ EXAMPLES_SCHEMA = pa.schema([
     pa.field("history_counts", pa.list_(pa.float32())),  # purchases of the item before
     pa.field("history_views", pa.list_(pa.float32())),  # other events on the item before
     pa.field("history_days", pa.list_(pa.float32())),  # days since the last of either
+    pa.field("history_habits", pa.list_(pa.float32())),  # purchases before, each by how many visits ago (habits.py)
     pa.field("targets", pa.list_(pa.string())),  # distinct, empty where only a rating is taught
     pa.field("query", pa.string()),
     pa.field("rating_item", pa.string()),
@@ -139,6 +143,7 @@ def _with_history(tables: Snapshot, moments: pa.Table) -> pa.Table:
         for name, kind in (
             ("history_items", "array<string>"), ("history_counts", "array<float32>"),
             ("history_views", "array<float32>"), ("history_days", "array<float32>"),
+            ("history_habits", "array<float32>"),
         )
     }
     result = joined.select(
@@ -166,6 +171,7 @@ def _histories(moments: ir.Table, events: ir.Table) -> ir.Table:
         events.user_id.isin(moments.user_id), events.item_id.notnull(),
         events.event_type.isin(["purchase", "view", "cart", "search"]),
     ).select("user_id", "item_id", "event_type", happened=events.event_time)
+    events = _with_visits(events)
     before = moments.select("example_id", "user_id", "event_time", "looked_until").inner_join(
         events, ["user_id", moments.event_time > events.happened]
     )
@@ -175,13 +181,18 @@ def _histories(moments: ir.Table, events: ir.Table) -> ir.Table:
         purchases=bought.sum().cast("float32"),
         others=(~bought).sum().cast("float32"),
         days=(microseconds(before.event_time.max()) - microseconds(before.happened.max())) / 86_400e6,
+        worth=before.worth.sum(), visit=before.visit.max(),
     )
     order = [items.days.asc(), items.purchases.desc(), items.item_id.asc()]
-    ranked = items.mutate(place=ibis.row_number().over(group_by="example_id", order_by=order))
+    newest = items.visit.max().over(group_by="example_id")  # of all items: before those beyond HISTORY_ITEMS go
+    ranked = items.mutate(
+        place=ibis.row_number().over(group_by="example_id", order_by=order),
+        habit=items.worth * ibis.literal(HABIT_DECAY) ** newest,
+    )
     ranked = ranked.filter(ranked.place < HISTORY_ITEMS)
     entry = ibis.struct({
         "place": ranked.place, "item": ranked.item_id, "purchases": ranked.purchases, "others": ranked.others,
-        "days": ranked.days.cast("float32"),
+        "days": ranked.days.cast("float32"), "habit": ranked.habit.cast("float32"),
     })
     histories = ranked.group_by("example_id").agg(entries=entry.collect())
     entries = histories.entries.sort()  # by place, which comes first
@@ -189,4 +200,22 @@ def _histories(moments: ir.Table, events: ir.Table) -> ir.Table:
         "example_id",
         history_items=entries.map(lambda one: one["item"]), history_counts=entries.map(lambda one: one["purchases"]),
         history_views=entries.map(lambda one: one["others"]), history_days=entries.map(lambda one: one["days"]),
+        history_habits=entries.map(lambda one: one["habit"]),
     )
+
+
+def _with_visits(events: ir.Table) -> ir.Table:
+    """The events with `visit` and `worth`, both 0 for what is no purchase.
+
+    `visit` says which of its user's visits with a purchase a purchase was in, from 0. `worth` is what it adds to its
+    item's habit, but for a factor that is the same for all purchases before a moment, HABIT_DECAY ** the newest visit.
+    """
+    bought = events.event_type == "purchase"
+    now = microseconds(events.happened)
+    pause = now - now.lag().over(group_by=["user_id", bought], order_by="happened") > VISIT_MINUTES * 60 * 1_000_000
+    told = events.mutate(bought=bought, begins=ibis.ifelse(bought & pause, 1, 0))
+    # by range: purchases of one moment are of one visit, whichever of them the pause was found at
+    until = ibis.range_window(group_by=["user_id", "bought"], order_by="happened", following=0)
+    told = told.mutate(visit=ibis.least(told.begins.sum().over(until), _MOST_VISITS).cast("int32"))
+    worth = ibis.ifelse(told.bought, ibis.literal(HABIT_DECAY) ** -told.visit, 0.0)
+    return told.select("user_id", "item_id", "event_type", "happened", "visit", worth=worth)

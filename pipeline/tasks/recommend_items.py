@@ -27,6 +27,10 @@ ROW_PACE = 0.3
 FIRST_ROW_NORM = 0.5
 
 
+# Older than this an item is old: a year, in which every season has come once. What was never told (0: 1970) is, too.
+OLDEST_DAYS = 365
+
+
 class PriceScale:
     """What is dear in this shop: the mean and the deviation of the log prices of its first catalogue."""
 
@@ -73,6 +77,7 @@ class ItemTables:
         self._price = np.zeros((1, 3), np.float32)
         self._category = np.zeros(1, np.int32)
         self._last_seen = np.zeros(1, np.int32)
+        self._first_seen = np.zeros(1, np.int32)
 
     def __len__(self) -> int:
         """Rows in use, row 0 (no item) included."""
@@ -81,8 +86,9 @@ class ItemTables:
     def grow(self) -> None:
         """Makes room for every id of the vocabularies."""
         items, categories = len(self.items), len(self.categories)
-        self._rows, self._price, self._category, self._last_seen = (
-            lengthened(array, items) for array in (self._rows, self._price, self._category, self._last_seen)
+        self._rows, self._price, self._category, self._last_seen, self._first_seen = (
+            lengthened(array, items)
+            for array in (self._rows, self._price, self._category, self._last_seen, self._first_seen)
         )
         self._text.grow(items)
         self._category_rows = lengthened(self._category_rows, categories)
@@ -99,6 +105,25 @@ class ItemTables:
     def see_on(self, rows: np.ndarray, days: np.ndarray) -> None:
         """Notes that the items `rows` ([n], distinct) were seen on `days` [n] int32; an earlier day changes nothing."""
         self._last_seen[rows] = np.maximum(self._last_seen[rows], days)
+        new = rows[self._first_seen[rows] == 0]
+        self._first_seen[new] = self._last_seen[new]
+
+    def choose_on(self, rows: np.ndarray, days: np.ndarray) -> None:
+        """Notes that the items `rows` ([n]) were chosen on `days` [n] int32: they were there that day."""
+        chosen, place = np.unique(rows, return_inverse=True)
+        first = np.full(len(chosen), np.iinfo(np.int32).max, np.int32)
+        np.minimum.at(first, place, days)
+        known = self._first_seen[chosen]
+        self._first_seen[chosen] = np.where(known > 0, np.minimum(known, first), first)
+
+    def ages(self, rows: np.ndarray, day: int) -> np.ndarray:
+        """[n] float32: how old the items `rows` were on a day since 1970, in days, OLDEST_DAYS at most.
+
+        An item's first day is that of its first choice or, where it is earlier, of what the catalogue first told of it
+        (of the first catalogue: told last, since it has no older version).
+        """
+        ages = np.minimum(day - self._first_seen[rows], OLDEST_DAYS)
+        return np.maximum(ages, 0).astype(np.float32)
 
     def describe(self, rows: np.ndarray, text: Int8Rows, price: np.ndarray, category: np.ndarray) -> None:
         """Writes facts of items: text of [n, text_dimension], price [n, 3], category [n]."""
@@ -173,8 +198,8 @@ class ItemTables:
     def keep(self, kept: np.ndarray) -> None:
         """Drops the rows of all items but `kept` ([m] int, row 0 first), their moments with them."""
         self.items.keep(kept)
-        self._rows, self._price, self._category, self._last_seen = (
-            array[kept] for array in (self._rows, self._price, self._category, self._last_seen)
+        self._rows, self._price, self._category, self._last_seen, self._first_seen = (
+            array[kept] for array in (self._rows, self._price, self._category, self._last_seen, self._first_seen)
         )
         self._text = self._text[kept]
         self._wording = None if self._wording is None else self._wording[kept]
@@ -186,6 +211,7 @@ class ItemTables:
         held = {
             "items/rows": self._rows[:items], "items/price": self._price[:items],
             "items/category": self._category[:items], "items/last_seen": self.last_seen,
+            "items/first_seen": self._first_seen[:items],
             "categories/rows": self._category_rows[:categories], **self._text.arrays("items/text", items),
         }
         if self._wording is not None:
@@ -204,6 +230,8 @@ class ItemTables:
             with_room(arrays[name])
             for name in ("items/rows", "items/price", "items/category", "items/last_seen", "categories/rows")
         )
+        # a checkpoint of before December 2026 does not know when its items came: all are old
+        tables._first_seen = with_room(arrays.get("items/first_seen", np.zeros_like(arrays["items/last_seen"])))
         tables._text = Int8Rows.from_arrays(arrays, "items/text")
         tables._wording = Int8Rows.from_arrays(arrays, "items/wording") if "items/wording" in arrays else None
         tables._moments, tables._category_moments = (

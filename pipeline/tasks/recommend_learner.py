@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from models.compact_ensemble import CompactEnsemble
-from models.compact_recommender import CompactRecommender
+from models.compact_recommender import CompactRecommender, Times
 from models.growing import fitted
 from models.int8_rows import Int8Rows
 from models.recommender import Recommender, RecommenderSizes, as_json, newer_weights
@@ -29,7 +29,7 @@ from pipeline.evaluation import ranked_metrics
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_baseline import DEEP, K
-from pipeline.tasks.recommend_batches import Batch, Batcher, groups_by_length
+from pipeline.tasks.recommend_batches import BESIDE, Batch, Batcher, groups_by_length
 from pipeline.tasks.recommend_blend import BlendFit, Foreseen, recommendable
 from pipeline.tasks.recommend_counters import Counters
 from pipeline.tasks.recommend_encoded import Encoded, vectors_of
@@ -39,7 +39,7 @@ from pipeline.tasks.recommend_neighbours import Neighbours
 from pipeline.tasks.recommend_package import written_package
 from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
 from pipeline.tasks.recommend_texts import Texts, Vectors
-from pipeline.tasks.recommend_trends import Trends
+from pipeline.tasks.recommend_trends import DAY_US, Trends
 
 TEXT_DIMENSION = 128  # principal directions of the first catalogue's texts that are kept: twice an item's vector
 _SCORED_AT_ONCE = 256
@@ -131,6 +131,8 @@ class RecommenderLearner:
         grown = len(tables)
         self._expire()
         encoded = self._encoded(examples)
+        days = np.repeat(encoded.times // DAY_US, np.diff(encoded.target_offsets))
+        tables.choose_on(encoded.target_index, days.astype(np.int32))
         admitted = self._admit(encoded)
         self._counters.take_in(encoded)
         return {
@@ -216,7 +218,7 @@ class RecommenderLearner:
         batcher = Batcher(encoded, self._tables, self._counters, generator, counted=False)
         scale = float(self._network.neighbour_head.whole_log_scale.numpy())
         foreseen = Foreseen.by(batcher, encoded, scale, lambda batch: self._trainer.foresee(
-            self._tables.rows(batch["rows"]), {name: one for name, one in batch.items() if name != "rows"}
+            self._tables.rows(batch["rows"]), {name: one for name, one in batch.items() if name not in BESIDE}
         ))
         self._blend.learn(foreseen, int(encoded.times.max(initial=0)))
 
@@ -369,8 +371,8 @@ class RecommenderLearner:
             there, moment = np.unique(moments[chosen], return_inverse=True)
             logits = compact.logits(
                 history["history_index"], history["history_counts"], history["history_views"],
-                history["history_days"], encoded.query_vector[chosen], encoded.has_query[chosen] > 0,
-                trend=np.stack([trends.logs(int(one)) for one in there]), moment=moment,
+                history["history_days"], encoded.habits(chosen, (len(chosen), length)),
+                encoded.query_vector[chosen], encoded.has_query[chosen] > 0, self._times(there, moment),
             )
             if new_only:
                 np.put_along_axis(logits, history["history_index"], -np.inf, axis=1)
@@ -378,6 +380,13 @@ class RecommenderLearner:
             values, items = tf.math.top_k(logits, min(k, logits.shape[1]))  # ten times as fast as numpy's partition
             ranked[chosen, : items.shape[1]] = np.where(np.isneginf(values), -1, items)
         return ranked
+
+    def _times(self, there: np.ndarray, moment: np.ndarray) -> Times:
+        """The trend and the ages of all items at the moments `there` [moments] int, of which each request is of one."""
+        trends, everything = self._counters.trends, np.arange(len(self._tables))
+        trend = np.stack([trends.logs(int(one)) for one in there])
+        ages = np.stack([self._tables.ages(everything, trends.day_of(int(one))) for one in there])
+        return Times(trend, ages, moment)
 
     def _slices(self, encoded: Encoded, targets: np.ndarray) -> dict[str, np.ndarray]:
         admitted = np.append(self._tables.items.admitted, False)  # the last stands for an unknown item
@@ -429,8 +438,10 @@ class RecommenderLearner:
     def compact(self) -> CompactRecommender:
         """The recommender in plain arrays, as consumers use it, with the versions that answer with it."""
         everything, counters = np.arange(len(self._tables)), self._counters
+        now = len(counters.trends.moments)
         newest = compact_weights(self._network, self._tables, self._tables.rows(everything)) | {
-            "trend": counters.trends.logs(len(counters.trends.moments)), "text_projection": self._projection,
+            "trend": counters.trends.logs(now), "ages": self._tables.ages(everything, counters.trends.day_of(now)),
+            "text_projection": self._projection,
             "neighbour_index": counters.neighbours.index, "neighbour_value": counters.neighbours.value,
             "neighbour_seen": counters.neighbours.seen, "blend": self._blend.weights.astype(np.float32),
         }

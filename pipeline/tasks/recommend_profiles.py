@@ -13,6 +13,7 @@ from models.compact_recommender import CompactRecommender
 
 MOST_CATEGORIES = 3
 MOST_ITEMS = 2  # named for each category, so that a person sees what is meant
+_LISTS = ("history_counts", "history_views", "history_days", "history_habits")  # in the order of `logits`
 _AT_ONCE = 64  # of a catalogue of 100,000 items so many answers are 26 MB
 
 NEXT_TYPE = pa.list_(pa.struct([
@@ -28,22 +29,22 @@ def answers_for_profiles(compact: CompactRecommender, users: pa.Table, catalogue
 
     Args:
         compact: the model as consumers use it.
-        users: `history_items`, `history_counts`, `history_views`, `history_days` (lists, newest first), and
-            `regular_categories` (lists), which are left out of the answer.
+        users: `history_items`, `history_counts`, `history_views`, `history_days`, `history_habits` (lists, newest
+            first), and `regular_categories` (lists), which are left out of the answer.
         catalogue: `item_id`, `category`.
 
     Returns:
         [users] `next_categories` (NEXT_TYPE, likeliest first), `vector` (list of float32 [dimension]).
     """
-    index, *others = _arrays(compact, users)
+    arrays = _arrays(compact, users)
     columns, starts, names = _by_category(compact, catalogue)
     regular = users["regular_categories"].to_pylist()
     found, vectors = [], []
     for start in range(0, len(users), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        given = index[part], *(array[part] for array in others)
-        vectors.append(compact.user_vectors(*given).astype(np.float32))
-        logits = compact.logits(*given)
+        index, counts, views, days, habits = (array[part] for array in arrays)
+        vectors.append(compact.user_vectors(index, counts, views, days).astype(np.float32))
+        logits = compact.logits(index, counts, views, days, habits)
         logits[:, 0] = -np.inf
         chances = np.exp(logits - logits.max(axis=1, keepdims=True))
         chances = (chances / chances.sum(axis=1, keepdims=True))[:, columns]
@@ -87,10 +88,8 @@ def _by_category(compact: CompactRecommender, catalogue: pa.Table) -> tuple[np.n
 
 
 def _arrays(compact: CompactRecommender, users: pa.Table) -> tuple[np.ndarray, ...]:
-    """Histories as the model takes them: [users, longest] int64, then three of float32, padded with no item."""
-    lists = {name: users[name].combine_chunks() for name in (
-        "history_items", "history_counts", "history_views", "history_days"
-    )}
+    """Histories as the model takes them: [users, longest] int64, then `_LISTS` in float32, padded with no item."""
+    lists = {name: users[name].combine_chunks() for name in ("history_items", *_LISTS)}
     lengths = lists["history_items"].value_lengths().to_numpy()
     there = np.arange(lengths.max(initial=0)) < lengths[:, None]
     # row 0 is no item, so an id's place in the list after it, and 0 for an id that is unknown
@@ -99,7 +98,7 @@ def _arrays(compact: CompactRecommender, users: pa.Table) -> tuple[np.ndarray, .
     index = np.zeros(there.shape, np.int64)
     index[there] = pc.fill_null(pc.add(known.cast(pa.int64()), 1), 0).to_numpy()
     others = []
-    for name in ("history_counts", "history_views", "history_days"):
+    for name in _LISTS:
         array = np.zeros(there.shape, np.float32)
         array[there] = lists[name].flatten().to_numpy()
         others.append(array)

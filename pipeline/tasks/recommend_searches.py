@@ -49,7 +49,7 @@ def _columns(drawn: pa.Table, items: Sequence[str], words: Sequence[str]) -> dic
     count = len(drawn)
     empty = {
         name: pa.array([[]] * count, EXAMPLES_SCHEMA.field(name).type)
-        for name in ("history_items", "history_counts", "history_views", "history_days")
+        for name in ("history_items", "history_counts", "history_views", "history_days", "history_habits")
     }
     ids = [f"title|{place}|{one}" for place, one in enumerate(drawn["example_id"].to_pylist())]
     return {

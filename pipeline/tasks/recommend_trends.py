@@ -77,6 +77,10 @@ class Trends:
         known = np.append(self.moments, self.time)
         return np.maximum(np.searchsorted(known, times, side="left") - 1, 0).astype(np.int32)
 
+    def day_of(self, moment: int) -> int:
+        """The day, since 1970, of the place `moment` in `moments`; `len(moments)`: of now."""
+        return int(self.time if moment == len(self.moments) else self.moments[moment]) // DAY_US
+
     def logs(self, moment: int, rows: np.ndarray | None = None) -> np.ndarray:
         """[rows, TREND_DAYS] float32: log of each item's share of the choices, as models.layers.OWN_ITEM_LOGIT expects.
 

@@ -279,7 +279,7 @@ def synthetic_examples(
         "time": times, "hour": times, "landed_window": times, "rows": pa.array([2] * count, pa.int64()),
         "history_items": _lists(_ids(history), length),
         **{name: _lists(pa.array(np.ones(len(history), np.float32)), length)
-           for name in ("history_counts", "history_views", "history_days")},
+           for name in ("history_counts", "history_views", "history_days", "history_habits")},
         "targets": _lists(_ids(chosen), 2), "query": pa.nulls(count, pa.string()),
         "rating_item": pa.nulls(count, pa.string()), "rating": pa.nulls(count, pa.float32()),
     }, schema=EXAMPLES_SCHEMA)

@@ -69,6 +69,7 @@ def random_recommender(items: int, generator: np.random.Generator) -> CompactRec
     arrays["neighbour_index"] = generator.integers(1, items + 1, (items + 1, _NEIGHBOURS), np.int32)
     arrays["neighbour_value"] = generator.exponential(size=(items + 1, _NEIGHBOURS)).astype(np.float32)
     arrays["neighbour_seen"] = 1.0 + arrays["neighbour_value"].sum(axis=1)
+    arrays["ages"] = generator.uniform(0.0, 300.0, items + 1).astype(np.float32)
     arrays["blend"] = untouched() + generator.normal(0, 0.1, untouched().shape).astype(np.float32)
     return CompactRecommender(["", *(f"item-{row}" for row in range(items))], arrays)
 
