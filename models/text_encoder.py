@@ -133,6 +133,25 @@ class TextEncoder:
             one.assign(other)
         return TextEncoder(backbone, Tokenizer.from_str(self._tokenizer.to_str()), exact_gelu=self._exact_gelu)
 
+    def cut(self, share: float) -> TextEncoder:
+        """The encoder of the first blocks alone, so that a vector is the mean of the last of those; one like any other.
+
+        Args:
+            share: of the blocks, rounded, at least one; with all of them, or of a backbone that does not say how many
+                it has, it is the same encoder.
+        """
+        config = _configuration(self._backbone)
+        blocks = int(config.get("num_layers", 0))
+        kept = min(max(1, round(share * blocks)), blocks)
+        if kept == blocks:
+            return self
+        backbone = type(self._backbone).from_config({**config, "num_layers": kept})
+        backbone.trainable = False
+        held = {variable.path: variable for variable in _weight_variables(self._backbone)}
+        for variable in _weight_variables(backbone):
+            variable.assign(held[variable.path])
+        return TextEncoder(backbone, Tokenizer.from_str(self._tokenizer.to_str()), exact_gelu=self._exact_gelu)
+
     def renewed(self) -> TextEncoder:
         """The encoder of the same parts, whose weights were changed: with the identity that they have now."""
         return TextEncoder(self._backbone, self._tokenizer, exact_gelu=self._exact_gelu)
@@ -141,6 +160,12 @@ class TextEncoder:
         """Token ids and mask of texts, [n, length] int32 each, the length one of TOKEN_LENGTHS."""
         encoded = [item.ids[: self._length_limit] for item in self._tokenizer.encode_batch([str(one) for one in texts])]
         return self._filled(encoded, len(encoded))
+
+    def words(self, text: str) -> set[int]:
+        """The tokens of a text that have a letter or a digit."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        pairs = zip(encoded.ids, encoded.tokens, strict=True)
+        return {token for token, spelt in pairs if any(letter.isalnum() for letter in spelt)}
 
     def pooled(self, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """[n, dimension] float32 of unit length, of token ids and mask [n, length] int32."""
