@@ -10,7 +10,8 @@ which the gate compares, is kept with it. The scheme by age is that of backups (
 First the versions are marked while no champion can move, and what is marked can neither serve nor be trained on; then
 their files are removed; whoever comes next completes what a killed process left. The lake is tidied as well: the small
 files that hours and decisions add are put together, so that an hour's job costs what changed and not what there is, and
-files that no version within reach needs any more are deleted. Old pages go as well (`old_pages.py`).
+files that no version within reach needs any more are deleted, and so are the vectors of taught text encoders that no
+alias leads to (`texts.py`). Old pages go as well (`old_pages.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import RegistryError
 from pipeline.schema import FEEDS, schemas_of_tables
 from pipeline.settings import Settings, SettingsError, read_settings
+from pipeline.texts import TAG, prune
 
 # A weekend: what was held or promoted on a Friday evening is still whole when somebody looks on Monday.
 ALL_HOURS = 72
@@ -132,7 +134,8 @@ def retain(settings: Settings, now: datetime, *, dry_run: bool = False) -> dict[
 
     Returns:
         By task `kept` and `removed` (version -> reason), `bytes_kept`, `bytes_removed`, `bytes_of_a_version`,
-        `versions_after_a_year`, `bytes_after_a_year`; for the lake `files_deleted` by table; and `pages_removed`.
+        `versions_after_a_year`, `bytes_after_a_year`; for the lake `text_vectors_removed` and `files_deleted` by
+        table; and `pages_removed`.
     """
     lake, registry = open_lake(settings), open_registry(settings)
     tasks, champions, oldest = {}, [], now
@@ -146,12 +149,19 @@ def retain(settings: Settings, now: datetime, *, dry_run: bool = False) -> dict[
     # an update may start from the oldest of them and reads all that changed since it was trained, a day before at most
     needed = now - oldest + timedelta(days=1)
     still_open = Open.of({task: found["kept"] for task, found in tasks.items()}, champions)
+    vectors = prune(lake, _encoders_in_use(registry, settings.tasks), dry_run=dry_run)  # before their files can go
     return {
-        "tasks": tasks, "files_deleted": tidy(lake, now, needed, dry_run=dry_run),
+        "tasks": tasks, "text_vectors_removed": vectors, "files_deleted": tidy(lake, now, needed, dry_run=dry_run),
         "pages_removed": remove_old_pages(
             settings.reports, lake, still_open, now, settings.pages_days, dry_run=dry_run
         ),
     }
+
+
+def _encoders_in_use(registry: Registry, tasks: Collection[str]) -> set[str]:
+    """The taught encoders of the versions that an alias names: what serves, served before, or was trained last."""
+    named = {(task, version) for task in tasks for version in registry.aliases(task).values()}
+    return {registry.tags(task, version).get(TAG, "") for task, version in named}
 
 
 def tidy(lake: Lake, now: datetime, needed: timedelta, *, dry_run: bool = False) -> dict[str, int]:
@@ -279,6 +289,9 @@ def _print(done: Mapping[str, Any], console: Any, *, dry_run: bool) -> None:
     deleted = {table: number for table, number in done["files_deleted"].items() if number}
     files = ", ".join(f"{number} of {table}" for table, number in deleted.items()) or "none"
     console.print(f"Files of the lake that no version needs any more: {files}.", highlight=False, soft_wrap=True)
+    console.print(
+        f"Vectors of text encoders that no model in use has: {done['text_vectors_removed']:,}.", highlight=False,
+    )
     pages = done["pages_removed"]
     console.print(
         f"Old pages: {pages['quality']} of quality, {pages['lineage']} of lineage, {_megabytes(pages['bytes'])}.",

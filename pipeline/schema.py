@@ -289,9 +289,9 @@ READINGS_SCHEMA = pa.schema(  # append-only: what a model read off a message; of
     ]
 )
 
-TEXT_VECTORS_SCHEMA = pa.schema(  # append-only: each text is embedded once per encoder
+TEXT_VECTORS_SCHEMA = pa.schema(  # each text is embedded once per encoder; texts.py says whose vectors leave
     [
-        pa.field("encoder", pa.string(), nullable=False),  # identity of weights, tokenizer and pooling
+        pa.field("encoder", pa.string(), nullable=False),  # identity of weights and tokenizer; texts.TAUGHT
         pa.field("content_hash", pa.string(), nullable=False),  # of the text
         pa.field("vector", pa.binary(), nullable=False),  # little-endian float32 [dimension], unit length
     ]

@@ -270,6 +270,12 @@ class Tables:
             if self.version(table) >= 0:
                 self._open(table).delete(f"{key} = {sql_text(identifier)}")
 
+    def remove(self, table: str, where: str) -> None:
+        """Deletes the rows that meet a condition (SQL) from a table that others only append to, in one transaction."""
+        with self._locks(f"publish-{table}"):
+            if self.version(table) >= 0:
+                self._open(table).delete(where)
+
     # -- changing and upkeep ---------------------------------------------------------------------------------
 
     def append(self, table: str, rows: pa.Table) -> int:

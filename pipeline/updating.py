@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline import readings
+from pipeline import readings, texts
 from pipeline.alerts import raise_alert, settle_alert
 from pipeline.checkpoint import Ledger
 from pipeline.judged import Judged, publish_quality
@@ -31,7 +31,7 @@ from pipeline.registry_errors import PromotionConflict
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
-from pipeline.tasks.contract import AdaptsEncoder, Counts
+from pipeline.tasks.contract import AdaptsEncoder, Counts, KeepsVectors
 from pipeline.unscorable import CannotScore, asking
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class _Job:
         fault = None if before is None or champion is None else self._judge_lineage(judged, champion, before)
         learner = self.task.learner(self.settings.seed)
         if isinstance(learner, AdaptsEncoder):
-            learner.adapt(lesson.context, lesson.train, self.task.base_schedule.methods)
+            learner.adapt(lesson.context, lesson.train, self.task.base_schedule.methods, self.report)
         self.report(f"grown: {dict(learner.grow(lesson.context, lesson.new))}")
         trained = train_with(
             self.settings, self.task, learner, lesson.train, lesson.tune, self.task.base_schedule,
@@ -327,11 +327,13 @@ class _Job:
             (folder / "quality.json").write_text(json.dumps(rows))
             (folder / COMPARISONS).write_text(json.dumps([asdict(one) for one in decision.comparisons]))
             readings.keep(read, folder)
+            vectors = learner.vectors_name if isinstance(learner, KeepsVectors) else ""
             version = self.registry.register(
                 self.name, learner.package(Path(scratch) / "package"), folder,
                 tags={
                     **_tags(self.name, lesson.ledger, champion, decision), **notes,
                     "evergreen.settings": self._numbers_of(lesson.ledger.kind), readings.TAG: ",".join(read),
+                    texts.TAG: vectors,
                 }, metrics=_metrics(rows),
             )
         self.report(f"registered as version {version} of evergreen-{self.name}")

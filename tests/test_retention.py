@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline import retention, updating
@@ -18,6 +19,7 @@ from pipeline.lineage import of_rows, of_version
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import VersionRetired
 from pipeline.retention import Candidate, kept, kept_after_a_year, retain
+from pipeline.schema import TEXT_VECTORS_SCHEMA
 from pipeline.settings import Settings
 from tests.conftest import copied
 from tests.small_shop import hour, publish_purchases
@@ -199,3 +201,18 @@ def test_tidying_the_lake_leaves_every_version_that_a_ledger_names_readable(shop
     retain(shop, later(0.1))
     assert {version: lake.arrow("events", version).num_rows for version in before} == before
     assert lake.changes("events", 1, 3).num_rows == changes
+
+
+def test_vectors_of_a_taught_encoder_stay_while_an_alias_leads_to_it(shop: Settings) -> None:
+    registry, lake = open_registry(shop), open_lake(shop)
+    names = {"1": "taught:one", "2": "taught:two", "3": "taught:three"}
+    for version, name in names.items():
+        registry._client.set_model_version_tag("evergreen-price", version, "evergreen.vectors", name)
+    lake.append("text_vectors", pa.table({
+        "encoder": [*names.values(), "pretrained"], "content_hash": ["a"] * 4, "vector": [b"\0"] * 4,
+    }, TEXT_VECTORS_SCHEMA))
+    assert set(registry.aliases("price").values()) == {1, 3}
+    assert retain(shop, later(1), dry_run=True)["text_vectors_removed"] == 1
+    assert retain(shop, later(1))["text_vectors_removed"] == 1
+    left = lake.arrow("text_vectors")["encoder"].cast(pa.string()).to_pylist()
+    assert sorted(left) == ["pretrained", "taught:one", "taught:three"]

@@ -16,6 +16,7 @@ from models.text_classifier import ClassifierSizes, ClassifierTrainer
 from pipeline.checkpoint import Checkpoint, Ledger, load, save
 from pipeline.tasks.contract import Calibrated, Examples, Methods, Reader, Schedule, together
 from pipeline.tasks.text_answers import Answers
+from pipeline.tasks.text_embedding import Embedding
 from pipeline.tasks.text_learner import TextLearner
 from pipeline.tasks.text_scores import macro_f1
 from pipeline.tasks.text_wanted import most_worth_labelling
@@ -24,6 +25,7 @@ from pipeline.training import fine_tune
 T0 = datetime(2026, 1, 5, tzinfo=UTC)
 DIMENSION, NAMES = 12, ("a", "b", "c", "d", "e")
 SIZES = ClassifierSizes(DIMENSION, ("intent",), buckets=32, hidden=8)
+NO_ENCODER = Embedding(lambda: None, lambda *_: None)  # type: ignore[arg-type, return-value]  # tables bring vectors
 SCHEDULE = Schedule(learning_rate=3e-3, warmup_steps=1, epochs=3, patience_epochs=3, batch_size=32)
 
 
@@ -59,13 +61,13 @@ def context(messages: Examples, answers: list[str | None] | None = None, gone: b
 
 def learner(self_training: bool = False, balance: float = 0.0) -> TextLearner:
     return TextLearner(
-        seed=3, kinds={"intent": "label"}, text_dimension=DIMENSION, encoder=lambda: None,
+        seed=3, kinds={"intent": "label"}, text_dimension=DIMENSION, embedding=NO_ENCODER,
         self_training=self_training, balance=balance, sizes=SIZES,
     )
 
 
 def restored(state: object) -> TextLearner:
-    return TextLearner.restore(state, encoder=lambda: None)  # type: ignore[arg-type]
+    return TextLearner.restore(state, NO_ENCODER)  # type: ignore[arg-type]
 
 
 def accuracy(of: TextLearner, asked: Examples) -> float:

@@ -8,7 +8,7 @@ line in `pipeline/tasks/catalogue.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -289,8 +289,26 @@ class Counts(Protocol):
 class AdaptsEncoder(Protocol):
     """A learner whose text encoder a retrain may teach; updates keep it as it is. Not every learner is one."""
 
-    def adapt(self, context: pa.Table, examples: Examples, methods: Methods) -> None:
-        """Called of a base, before it grows; nothing is done where the methods do not ask for it."""
+    def adapt(
+        self, context: pa.Table, examples: Examples, methods: Methods, report: Callable[[str], None] = ...
+    ) -> None:
+        """Called of a base, before it grows; nothing is done where the methods do not ask for it.
+
+        Args:
+            context: what there is.
+            examples: those that are taught; no judge sees them.
+            methods: of the retrain.
+            report: takes a line for people now and then.
+        """
+
+
+@runtime_checkable
+class KeepsVectors(Protocol):
+    """A learner whose texts' vectors lie in the lake for as long as it is in use. Not every learner is one."""
+
+    @property
+    def vectors_name(self) -> str:
+        """The name that they have there; empty: they are of an encoder that no retrain makes anew."""
 
 
 @runtime_checkable

@@ -69,6 +69,9 @@ class Methods:
             taught by searches and by what is chosen together. Not together with other wordings.
         lora_steps: of 64 pairs of texts.
 
+        opening_steps: 0, or how many steps the encoder of a task on messages is taught in at most, without labels, by
+            what messages open with (models/text_openings.py). Sentiment alone uses it; there is what it gives.
+
     Where nobody writes down what customers search for:
         title_queries: from 0; so many made-up searches beside each example, a part of a chosen item's title for words
             and that item for answer.
@@ -100,6 +103,7 @@ class Methods:
     title_queries: float = 0.0
     lora_rank: int = 0
     lora_steps: int = 200
+    opening_steps: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what is out of range."""
@@ -123,6 +127,7 @@ class Methods:
         _must(0.0 < self.copy_pace < np.inf, "copy_pace must be a number above 0", self.copy_pace)
         _must(self.lora_rank >= 0, "lora_rank must be 0 or above", self.lora_rank)
         _must(self.lora_steps > 0, "lora_steps must be above 0", self.lora_steps)
+        _must(self.opening_steps >= 0, "opening_steps must be 0 or above", self.opening_steps)
         _must(not (self.lora_rank and self.reword), "lora_rank needs texts in one wording", self.lora_rank)
         _must(self.rate_trial_steps > 0, "rate_trial_steps must be above 0", self.rate_trial_steps)
 

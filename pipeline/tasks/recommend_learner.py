@@ -87,7 +87,10 @@ class RecommenderLearner:
 
     # --- growth ---
 
-    def adapt(self, context: pa.Table, examples: Examples, methods: Methods) -> None:
+    def adapt(
+        self, context: pa.Table, examples: Examples, methods: Methods,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
         """Teaches the text encoder, before anything else is learnt, where the methods ask for it."""
         if methods.lora_rank:
             self._texts = self._texts.adapt(

@@ -6,34 +6,21 @@ anew by its own, from the cache in the lake as well: so champion and challenger 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.tasks import encoder_vectors
 from pipeline.tasks.contract import Examples
+from pipeline.tasks.encoder_vectors import Vectors, Weights
 from pipeline.tasks.known_items import vector_column
 
 _PREFIX = "encoder/lora/"
 _NEWEST = 16  # of a history: as many as the neighbours go by (models/layers.py)
 _MOST_PAIRS = 50_000  # 200 steps of 64 see a quarter of so many
-
-
-_HELD = 4  # encoders at once: of champion, challenger and the lineage's first model, and one to spare
-
-
-class Vectors(Protocol):
-    """Gives the vectors of texts (`pipeline.texts.TextVectors`)."""
-
-    def of(self, texts: Sequence[str | None]) -> np.ndarray:
-        """[n, dimension] float32."""
-
-    def known(self, hashes: Sequence[str]) -> np.ndarray:
-        """[n, dimension] float32 of texts by their content hash, zeros for one that was never embedded."""
 
 
 class Texts:
@@ -61,7 +48,8 @@ class Texts:
     @cached_property
     def encoder(self) -> Any:
         """What consumers embed queries by."""
-        return _adapted(self._pretrained(), _Factors.of(self._factors)) if self._factors else self._pretrained()
+        pretrained = self._pretrained()
+        return encoder_vectors.adapted(pretrained, Weights.of(self._factors)) if self._factors else pretrained
 
     def adapt(self, context: pa.Table, examples: Examples, *, rank: int, steps: int, seed: int) -> Texts:
         """The same encoder taught by what was searched for and chosen, and by what was chosen together."""
@@ -97,35 +85,7 @@ class Texts:
     def _vectors(self) -> Vectors:
         if self._cached is None:
             raise ValueError("Vectors that a context leaves out must be in the task's cache; this learner has none.")
-        return _vectors_of(self._cached, self.encoder)
-
-
-@dataclass(frozen=True)
-class _Factors:
-    """Factors that are equal where their bytes are."""
-
-    digest: bytes
-    arrays: Mapping[str, np.ndarray] = field(compare=False)
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> _Factors:
-        digest = hashlib.blake2b(digest_size=16)
-        for name in sorted(arrays):
-            digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
-        return cls(digest.digest(), arrays)
-
-
-@lru_cache(maxsize=_HELD)
-def _adapted(pretrained: Any, factors: _Factors) -> Any:
-    """Made once for all learners of a process that have these factors: it costs as much as a small update."""
-    from models.text_adapters import adapted
-
-    return adapted(pretrained, factors.arrays)
-
-
-@lru_cache(maxsize=_HELD)
-def _vectors_of(cached: Callable[[Any], Vectors], encoder: Any) -> Vectors:
-    return cached(encoder)
+        return encoder_vectors.vectors_of(self._cached, self.encoder)
 
 
 def pairs(context: pa.Table, examples: pa.Table, generator: np.random.Generator) -> tuple[list[str], list[str]]:

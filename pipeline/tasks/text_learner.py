@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from models.text_classifier import CAPACITY_STEP, ClassifierSizes, ClassifierTra
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
 from pipeline.tasks.text_answers import Answers
 from pipeline.tasks.text_batches import Batch, Pseudo, Texts, batches, vectors_of
+from pipeline.tasks.text_embedding import Embedding
 from pipeline.tasks.text_wanted import WANTED, most_worth_labelling
 
 # A shop answers by itself where nineteen of twenty answers are right; that this is so on held-out messages is shown
@@ -37,10 +39,10 @@ _REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "tensorflow", "kera
 
 
 class TextLearner:
-    """Fulfils `Learner`, `Calibrated` and `Reader` of `pipeline.tasks.contract`."""
+    """Fulfils `Learner`, `AdaptsEncoder`, `KeepsVectors`, `Calibrated` and `Reader` of `pipeline.tasks.contract`."""
 
     def __init__(
-        self, *, seed: int, kinds: Mapping[str, str], text_dimension: int, encoder: Callable[[], Any],
+        self, *, seed: int, kinds: Mapping[str, str], text_dimension: int, embedding: Embedding,
         self_training: bool, balance: float = 0.0, sizes: ClassifierSizes | None = None,
         capacity: Mapping[str, int] | None = None,
     ) -> None:
@@ -50,12 +52,12 @@ class TextLearner:
             seed: of every random weight.
             kinds: head -> the column of messages that a person fills with it; the main head first.
             text_dimension: length of a text vector.
-            encoder: gives the text encoder, called only when a package is written.
+            embedding: gives the vectors of texts; not asked where a table brings its own.
             self_training: whether what nobody has labelled teaches.
             balance: how far rare classes are favoured in what is told: 0: not, 1: as if all were as frequent.
             sizes, capacity: of the network; None: the default ones.
         """
-        self._seed, self._kinds, self._encoder, self._self_training = seed, dict(kinds), encoder, self_training
+        self._seed, self._kinds, self._embedding, self._self_training = seed, dict(kinds), embedding, self_training
         self._balance = balance
         self._sizes = sizes or ClassifierSizes(text_dimension, tuple(kinds))
         self._classes: dict[str, dict[str, int]] = {head: {} for head in kinds}
@@ -71,13 +73,36 @@ class TextLearner:
 
     # --- growth ---
 
+    def adapt(
+        self, context: pa.Table, examples: Examples, methods: Methods,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Teaches the text encoder by messages, where the methods ask for it: those taught, and those without a label.
+
+        What is labelled and not among the examples is left to the judges, its words too.
+        """
+        if not methods.opening_steps:
+            return
+        untold = [pc.is_null(context[head]) for head in self._kinds]
+        messages = context.filter(pc.and_(reduce(pc.and_, untold), pc.invert(context["gone"])))
+        texts = [*examples.table["text"].to_pylist(), *messages["text"].to_pylist()]
+        self._embedding = self._embedding.taught(
+            [text for text in texts if text], most_steps=methods.opening_steps, seed=self._seed, report=report
+        )
+
+    @property
+    def vectors_name(self) -> str:
+        """The name of the vectors of its own encoder in the lake; empty: it has the task's."""
+        return self._embedding.vectors_name
+
     def grow(self, context: pa.Table, examples: Examples) -> Mapping[str, int]:
         """Takes in answers, what nobody has labelled, and the classes that the examples bring.
 
         Args:
-            context: `message_id`, `text`, `text_vector`, `answer`, `gone`, and a column per head.
-            examples: `text`, `text_vector` and a column per head.
+            context: `message_id`, `text`, `answer`, `gone`, and a column per head.
+            examples: `text` and a column per head.
         """
+        context = self._embedding.of(context)
         answers = self._answers.update(context)
         there = context.filter(pc.invert(context["gone"])) if len(context) else context
         if self._self_training and len(there):
@@ -105,7 +130,7 @@ class TextLearner:
         places = {name: place for place, name in enumerate(new)}
         of = np.array([places.get(name, -1) for name in names], np.int64)
         rows = np.flatnonzero(of >= 0)
-        texts = Texts.of(examples.table.take(pa.array(rows)), {}, self._sizes.buckets)
+        texts = Texts.of(self._embedding.of(examples.table.take(pa.array(rows))), {}, self._sizes.buckets)
         means = [
             np.stack([array[of[rows] == place].mean(axis=0) for place in range(len(new))])
             for array in (texts.vectors, texts.ngrams.dense(np.arange(len(rows))))
@@ -205,7 +230,7 @@ class TextLearner:
         for table, classes, texts in self._read_texts:
             if table is examples.table and classes == known:
                 return texts
-        texts = Texts.of(examples.table, self._classes, self._sizes.buckets)
+        texts = Texts.of(self._embedding.of(examples.table), self._classes, self._sizes.buckets)
         self._read_texts = [*self._read_texts[-2:], (examples.table, known, texts)]
         return texts
 
@@ -226,7 +251,7 @@ class TextLearner:
 
     def read(self, context: pa.Table) -> Mapping[str, pa.Table]:
         """`labels_wanted`, and `readings` where topic and sentiment are told, of what came."""
-        there = context.filter(pc.invert(context["gone"]))
+        there = self._embedding.of(context.filter(pc.invert(context["gone"])))
         main = next(iter(self._kinds))
         if not len(there) or not all(self._classes.values()):
             return {}
@@ -265,22 +290,30 @@ class TextLearner:
 
     def state(self) -> State:
         """Weights, slots, answered messages; classes, confidences and counts."""
-        return State(self._trainer.arrays() | self._answers.arrays(), {
+        arrays = self._trainer.arrays() | self._answers.arrays() | self._embedding.arrays()
+        return State(arrays, {
             "seed": self._seed, "kinds": self._kinds, "sizes": asdict(self._sizes),
             "capacity": self._trainer.network.capacity, "self_training": self._self_training,
             "balance": self._balance, "counts": self._counts,
             "classes": {head: list(names) for head, names in self._classes.items()},
             "temperature": self._temperature, "threshold": asdict(self._threshold), "learnt": self._learnt,
             "answered": self._answers.notes(), "optimizer": self._methods.optimizer,
+            "encoder_share": self._embedding.share,
         })
 
     @classmethod
-    def restore(cls, state: State, encoder: Callable[[], Any]) -> TextLearner:
-        """The learner that `state` was taken from, but for what nobody has labelled: that comes with each job."""
+    def restore(cls, state: State, embedding: Embedding) -> TextLearner:
+        """The learner that `state` was taken from, but for what nobody has labelled: that comes with each job.
+
+        Args:
+            state: with all of the encoder's blocks where it was taken before some were cut off.
+            embedding: any of the same pretrained encoder.
+        """
         meta = state.meta
         sizes = ClassifierSizes(**{**meta["sizes"], "heads": tuple(meta["sizes"]["heads"])})
         learner = cls(
-            seed=meta["seed"], kinds=meta["kinds"], text_dimension=sizes.text_dimension, encoder=encoder,
+            seed=meta["seed"], kinds=meta["kinds"], text_dimension=sizes.text_dimension,
+            embedding=embedding.restored(state.arrays, meta.get("encoder_share", 1.0)),
             self_training=meta["self_training"], balance=meta.get("balance", 0.0), sizes=sizes,
             capacity=meta["capacity"],
         )
@@ -319,7 +352,7 @@ class TextLearner:
         shutil.rmtree(folder, ignore_errors=True)
         compact = self.compact()
         compact.save(folder / "classifier")
-        encoder = self._encoder()
+        encoder = self._embedding.encoder
         encoder.save(folder / "text_encoder")
         service = text_service.TextService(compact, lambda: encoder)
         example = pd.DataFrame({"text": ["Where is my parcel?", "The lamp came broken, I want my money back."]})

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from pipeline.lake import Lake
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.contract import Examples, GateRules, Schedule, Scores, State
-from pipeline.texts import TextVectors
+from pipeline.tasks.text_embedding import Embedding
+from pipeline.texts import Encoder, TextVectors
 
 if TYPE_CHECKING:
     from pipeline.tasks.text_learner import TextLearner
@@ -33,12 +34,14 @@ class TextTask:
         kinds: head -> the column of messages that a person fills; the main head first.
         self_training: whether messages that nobody has labelled teach.
         balance: how far rare classes are favoured in what is told; see `TextLearner`.
+        encoder_share: of the text encoder's blocks, so many are used.
     """
 
     name: str
     kinds: Mapping[str, str]
     self_training: bool
     balance: float = 0.0
+    encoder_share: float = 1.0
     gate: GateRules
     base_schedule: Schedule
     update_schedule: Schedule
@@ -66,18 +69,17 @@ class TextTask:
         return rows.filter(reduce(pc.or_, said))
 
     def examples(self, tables: Snapshot, rows: pa.Table) -> Examples:
-        """A message each: `text`, `text_vector` [dimension] float32, and what was said, by head."""
+        """A message each: `text`, and what was said, by head. Learners embed texts themselves (text_embedding.py)."""
         rows = self.teaching(tables, rows)
         return Examples(pa.table({
             "example_id": rows["message_id"], "unit": rows["message_id"], "time": rows["message_time"],
             "hour": rows["hour"], "rows": pa.array(np.ones(len(rows), np.int64)),
             "landed_window": rows["landed_window"], "text": rows["text"],
-            "text_vector": self._vectors(rows["text"]),
             **{head: rows[column].cast(pa.string()) for head, column in self.kinds.items()},
         }))
 
     def context(self, tables: Snapshot, since: Mapping[str, int] | None) -> pa.Table:
-        """Messages, oldest first: `message_id`, `hour`, `text`, `text_vector`, `answer`, `gone`, a column per head."""
+        """Messages, oldest first: `message_id`, `hour`, `text`, `answer`, `gone`, a column per head."""
         if since is None:
             rows = tables.arrow("messages", _CONTEXT)
             gone = pa.array(np.zeros(len(rows), bool))
@@ -88,7 +90,6 @@ class TextTask:
         rows = rows.sort_by([("message_time", "ascending"), ("message_id", "ascending")])
         return pa.table({
             **{name: rows[name] for name in ("message_id", "hour", "text", "answer", "gone")},
-            "text_vector": self._vectors(rows["text"]),
             **{head: rows[column].cast(pa.string()) for head, column in self.kinds.items()},
         })
 
@@ -97,15 +98,15 @@ class TextTask:
         from pipeline.tasks.text_learner import TextLearner
 
         return TextLearner(
-            seed=seed, kinds=self.kinds, text_dimension=self._texts.dimension, encoder=lambda: self._encoder,
-            self_training=self.self_training, balance=self.balance,
+            seed=seed, kinds=self.kinds, text_dimension=self._encoder.dimension,
+            embedding=self.embedding, self_training=self.self_training, balance=self.balance,
         )
 
     def restore(self, state: State) -> TextLearner:
         """The classifier that `state` was taken from."""
         from pipeline.tasks.text_learner import TextLearner
 
-        return TextLearner.restore(state, encoder=lambda: self._encoder)
+        return TextLearner.restore(state, self.embedding)
 
     def baseline(self, tables: Snapshot, examples: Examples) -> Scores:
         """TF-IDF with logistic regression."""
@@ -119,11 +120,10 @@ class TextTask:
 
         return load_text_encoder(self._preset)
 
-    @cached_property
-    def _texts(self) -> TextVectors:
-        return TextVectors(self._lake, self._encoder)
+    @property
+    def embedding(self) -> Embedding:
+        """How a new learner reads messages, before anything is taught."""
+        return Embedding(lambda: self._encoder, self._cached, share=self.encoder_share)
 
-    def _vectors(self, texts: pa.ChunkedArray) -> pa.Array:
-        vectors = self._texts.of(texts.to_pylist())
-        flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
-        return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    def _cached(self, name: str, encoder: Encoder) -> TextVectors:
+        return TextVectors(self._lake, encoder, name)

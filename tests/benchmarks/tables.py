@@ -52,6 +52,7 @@ MESSAGES_ROWS = {
     "sentiment.f1_gap": ("clothing reviews, a tenth labelled: points of macro-F1 below all labels", "{:.1f}", "≤ 2"),
     "sentiment.f1_tenth": ("… a tenth labelled: macro-F1 of rating and recommendation, one network", "{:.1f}", ""),
     "sentiment.f1_tenth_heads_apart": ("… a network for each of the two", "{:.1f}", ""),
+    "sentiment.teaching_cpu_s": ("… CPU-seconds in which reviews teach the text encoder", "{:.0f}", ""),
     "sentiment.heads_apart_cost": ("… CPU-seconds of two networks beside one", "{:.2f} ×", ""),
     "sentiment.f1_tenth_asked_for": ("… the tenth that the model asks for, first seed", "{:.1f}", ""),
     "sentiment.f1_tenth_first_seed": ("… a tenth by chance, first seed", "{:.1f}", ""),

@@ -19,7 +19,7 @@ from pipeline.tasks.contract import Examples, Schedule, together
 from pipeline.tasks.support import Support
 from pipeline.tasks.text_baseline import fitted
 from pipeline.training import fine_tune
-from tests.benchmarks.text_data import data_set, examples_of, no_context, text_lake, tunes
+from tests.benchmarks.text_data import data_set, embedded, examples_of, no_context, text_lake, tunes
 
 PROTOCOL = " ".join((__doc__ or "").split("\n\n", 1)[-1].split())
 SEEDS = (0, 1, 2)
@@ -29,8 +29,11 @@ STEPS = 8
 def measure(seeds: tuple[int, ...] = SEEDS) -> dict[str, float]:
     """Means over the seeds: accuracy after the last step, points below joint, cost of an update beside it; and more."""
     train, test = (data_set(f"banking77_{part}.parquet") for part in ("train", "test"))
-    learnt = examples_of(train["text"].tolist(), intent=train["category"].tolist())
-    asked = examples_of(test["text"].tolist(), intent=test["category"].tolist())
+    embedding = Support(text_lake(), "minilm").embedding
+    learnt, asked = (
+        embedded(examples_of(part["text"].tolist(), intent=part["category"].tolist()), embedding)
+        for part in (train, test)
+    )
     runs = [_run(learnt, asked, seed) for seed in seeds]
     figures = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
     names, chances = fitted(train["text"].tolist(), train["category"].tolist(), test["text"].tolist())

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from models.text_encoder import load_text_encoder
 from pipeline.examples import _draw
 from pipeline.lake import Lake
 from pipeline.locking import locks_of
 from pipeline.settings import REPOSITORY, read_settings
 from pipeline.tasks.contract import Examples
-from pipeline.texts import TextVectors
+from pipeline.tasks.text_embedding import Embedding
 
 DATA = REPOSITORY.parent / "shared" / "data"
 _AT_ONCE = 2048
@@ -47,16 +46,19 @@ def _home() -> dict[str, str]:
 
 def examples_of(texts: list[str], **heads: list[str | None]) -> Examples:
     """Texts as examples, an hour each, with what was said of them by head."""
-    cache = TextVectors(text_lake(), load_text_encoder("minilm"))
-    vectors = np.concatenate([cache.of(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)])
     ids = [f"t{place}" for place in range(len(texts))]
     times = pa.array([_START + timedelta(hours=place) for place in range(len(texts))], pa.timestamp("us", "UTC"))
     return Examples(pa.table({
         "example_id": ids, "unit": ids, "time": times, "hour": times, "landed_window": times,
         "rows": np.ones(len(texts), np.int64), "text": pa.array(texts, pa.string()),
-        "text_vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
         **{head: pa.array(names, pa.string()) for head, names in heads.items()},
     }))
+
+
+def embedded(examples: Examples, embedding: Embedding) -> Examples:
+    """The examples with their vectors, some thousand at once, so that what is stopped goes on there."""
+    parts = [examples.table.slice(start, _AT_ONCE) for start in range(0, len(examples), _AT_ONCE)]
+    return Examples(pa.concat_tables([embedding.of(part) for part in parts]))
 
 
 def tunes(examples: Examples) -> np.ndarray:
