@@ -5,10 +5,11 @@ unlike each other, because twenty copies of one open question teach as much as o
 chooses its centres, each next one with a chance that grows with its uncertainty and its squared distance from those
 that are chosen (in the manner of BADGE: Ash et al., ICLR 2020, whose gradient embeddings join the same two).
 
-On the clothing reviews, whose ratings people disagree on, a tenth that is asked for so teaches little more than a tenth
-by chance: macro-F1 60.7 and 60.1, eight seeds, 0.6 apart with a standard error of 0.3 (all labelled: 65.9). Asked for
-by how far the network disagrees with itself under dropout (BALD: Houlsby et al. 2011) it is 61.1, not shown to be
-more; classes asked for in equal shares gain nothing, even by their true names (59.6, three seeds).
+On the clothing reviews, whose ratings people disagree on, read by the whole encoder, a tenth that is asked for so
+teaches little more than a tenth by chance: macro-F1 60.7 and 60.1, eight seeds, 0.6 apart with a standard error of 0.3
+(all labelled: 65.9). Asked for by how far the network disagrees with itself under dropout (BALD: Houlsby et al. 2011)
+it is 61.1, not shown to be more; classes asked for in equal shares gain nothing, even by their true names (59.6, three
+seeds).
 """
 
 from __future__ import annotations
