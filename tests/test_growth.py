@@ -161,7 +161,7 @@ def test_a_text_that_a_context_leaves_out_stays_and_one_that_the_learner_lost_is
     learner.grow(untold.append_column("content_hash", pa.array(["h0", "h1", "h2", "h3"])), choices([], 1))
     assert read == ["h3"] and before.any(axis=1).all()
     np.testing.assert_array_equal(learner._tables.text(np.arange(1, 21)), before)
-    projected = 0.25 * learner._projection.sum(axis=0)
+    projected = 0.25 * learner._directions.matrix.sum(axis=0)
     np.testing.assert_allclose(learner._tables.text(np.array([21])), [projected], atol=2e-3)  # int8
 
 

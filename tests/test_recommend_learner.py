@@ -25,6 +25,7 @@ from pipeline.tasks.recommend_batches import Batcher
 from pipeline.tasks.recommend_examples import EXAMPLES_SCHEMA
 from pipeline.tasks.recommend_learner import RecommenderLearner
 from pipeline.tasks.recommend_neighbours import Neighbours
+from pipeline.tasks.recommend_ranking import times_of
 
 DIMENSION = 8
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -94,7 +95,7 @@ def compact_logits(learner: RecommenderLearner, asked: Examples) -> np.ndarray:
     return learner.compact().logits(
         history["history_index"], history["history_counts"], history["history_views"], history["history_days"],
         encoded.habits(np.arange(len(encoded)), (len(encoded), 256)), encoded.query_vector, encoded.has_query > 0,
-        learner._times(np.arange(len(trends.moments) + 1), trends.moment_of(encoded.times)),
+        times_of(learner._tables, trends, np.arange(len(trends.moments) + 1), trends.moment_of(encoded.times)),
     )
 
 

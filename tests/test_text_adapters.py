@@ -95,11 +95,11 @@ def test_the_model_reads_items_and_queries_by_its_own_encoder(
     assert own.identity != task._encoder.identity
     texts = first.context["text"].to_pylist()
     held = learner._tables.text(learner._tables.items.indices_of(first.context["item_id"]))
-    np.testing.assert_allclose(held, own.embed(texts) @ learner._projection, atol=4e-3)  # int8: half a step of 1
+    np.testing.assert_allclose(held, own.embed(texts) @ learner._directions.matrix, atol=4e-3)  # int8: half a step of 1
     asked = first.new.keep(np.array([bool(one) for one in first.new.table["query"].to_pylist()]))
     words = asked.table["query"].to_pylist()
     np.testing.assert_allclose(
-        learner._encoded(asked).query_vector, own.embed(words) @ learner._projection, atol=1e-5
+        learner._encoded(asked).query_vector, own.embed(words) @ learner._directions.matrix, atol=1e-5
     )
 
 

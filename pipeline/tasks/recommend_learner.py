@@ -19,31 +19,29 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from models.compact_ensemble import CompactEnsemble
-from models.compact_recommender import CompactRecommender, Times
+from models.compact_recommender import CompactRecommender
 from models.growing import fitted
-from models.int8_rows import Int8Rows
 from models.recommender import Recommender, RecommenderSizes, as_json, newer_weights
 from models.trainer import StepMethods, Trainer, variables_of
 from models.workers import Workers
 from pipeline.evaluation import ranked_metrics
 from pipeline.tasks.contract import Examples, Methods, Package, Scores, State
-from pipeline.tasks.known_items import principal_directions
 from pipeline.tasks.recommend_baseline import DEEP, K
 from pipeline.tasks.recommend_batches import BESIDE, Batch, Batcher, groups_by_length
 from pipeline.tasks.recommend_blend import BlendFit, Foreseen, recommendable
 from pipeline.tasks.recommend_counters import Counters
-from pipeline.tasks.recommend_encoded import Encoded, vectors_of
+from pipeline.tasks.recommend_directions import Directions
+from pipeline.tasks.recommend_encoded import Encoded
 from pipeline.tasks.recommend_ensemble import Elders, compact_weights
 from pipeline.tasks.recommend_items import ItemTables, PriceScale
 from pipeline.tasks.recommend_neighbours import Neighbours
 from pipeline.tasks.recommend_package import written_package
+from pipeline.tasks.recommend_ranking import ranked, slices
 from pipeline.tasks.recommend_shares import Share, Whole, outline, refuse_alone
 from pipeline.tasks.recommend_texts import Texts, Vectors
 from pipeline.tasks.recommend_trends import DAY_US, Trends
 
 TEXT_DIMENSION = 128  # principal directions of the first catalogue's texts that are kept: twice an item's vector
-_SCORED_AT_ONCE = 256
-_PROJECTED_AT_ONCE = 8192
 _WEIGHED_EXAMPLES = 128  # replayed examples, a step each, that tell the Fisher information
 
 # An article of one season is back within a year (Christmas, back to school), and a season shifts by some weeks:
@@ -74,7 +72,7 @@ class RecommenderLearner:
         self._texts = Texts(encoder, cached)
         self._sizes = sizes or RecommenderSizes(min(text_dimension, TEXT_DIMENSION))
         self._prices = PriceScale()
-        self._projection = np.eye(text_dimension, self._sizes.text_dimension, dtype=np.float32)
+        self._directions = Directions.first(text_dimension, self._sizes.text_dimension)
         self._tables = ItemTables(self._sizes.text_dimension, self._sizes.dimension)
         self._counters = Counters(Trends(), Neighbours())
         self._trainer = Trainer.lent_to(self, self._sizes, seed)
@@ -122,13 +120,14 @@ class RecommenderLearner:
         self._elders.grow(len(tables), len(tables.categories))
         if len(rows):
             if known == 1:
-                vectors = vectors_of(context["text_vector"], len(self._projection))
-                self._projection = principal_directions(vectors, self._projection.shape[1])
-                del vectors
-            text, price = self._text_of(context, rows, known), self._prices.features(context["price"])
+                self._directions = self._directions.of_catalogue(context["text_vector"])
+            text = self._directions.of_items(
+                context, held=lambda: tables.described(rows), new=rows >= known, known=self._texts.known
+            )
+            price = self._prices.features(context["price"])
             tables.describe(rows, text, price, tables.categories.indices_of(context["category"].cast(pa.string())))
             if "wording_vector" in context.column_names:
-                tables.describe_otherwise(rows, self._projected(context["wording_vector"]))
+                tables.describe_otherwise(rows, self._directions.projected(context["wording_vector"]))
         if "last_seen" in context.column_names:
             tables.see_on(rows, context["last_seen"].cast(pa.date32(), safe=False).cast(pa.int32()).to_numpy())
         grown = len(tables)
@@ -142,27 +141,6 @@ class RecommenderLearner:
             "items": len(tables) - 1, "items_new": grown - known, "rows_admitted": len(admitted),
             "items_described": len(rows), "items_gone": before - known, "items_expired": grown - len(tables),
         }
-
-    def _text_of(self, context: pa.Table, rows: np.ndarray, known: int) -> Int8Rows:
-        """[n, text_dimension], the projected texts of the items `rows`; row `known` and above are new."""
-        told = context["text_vector"].is_valid().to_numpy()
-        if told.all():
-            return self._projected(context["text_vector"])
-        text = self._tables.described(rows)
-        text[told] = self._projected(context["text_vector"].filter(pa.array(told)))
-        back = ~told & (rows >= known)  # expired once, chosen again, and the catalogue has said nothing since
-        if back.any():
-            hashes = context["content_hash"].filter(pa.array(back)).to_pylist()
-            text[back] = Int8Rows.of(self._texts.known(hashes) @ self._projection)
-        return text
-
-    def _projected(self, column: pa.ChunkedArray) -> Int8Rows:
-        """[n, text_dimension] of text vectors; a part at a time: whole ones are twelve times as large."""
-        projected = Int8Rows.zeros(len(column), self._projection.shape[1])
-        for start in range(0, len(column), _PROJECTED_AT_ONCE):
-            vectors = vectors_of(column.slice(start, _PROJECTED_AT_ONCE), len(self._projection))
-            projected[np.arange(start, start + len(vectors))] = Int8Rows.of(vectors @ self._projection)
-        return projected
 
     def _without_gone(self, context: pa.Table) -> pa.Table:
         """The context less the items that catalogue and events know no more; their rows are dropped."""
@@ -327,7 +305,7 @@ class RecommenderLearner:
         return {name: np.array(arrays[name]) for name in self.weights()}
 
     def _encoded(self, examples: Examples) -> Encoded:
-        return Encoded.of(self._texts.of_queries(examples.table), self._tables.items, self._projection)
+        return Encoded.of(self._texts.of_queries(examples.table), self._tables.items, self._directions.matrix)
 
     # --- judging ---
 
@@ -338,15 +316,14 @@ class RecommenderLearner:
         """
         examples = examples.keep(pc.greater(pc.list_value_length(examples.table["targets"]), 0).to_numpy())
         encoded = self._encoded(examples)
-        ranked = self._ranked(encoded, DEEP)
         targets = encoded.padded_targets(unknown=len(self._tables))
-        table, metrics = examples.table, ranked_metrics(ranked, targets, K, DEEP)
+        table, metrics = examples.table, ranked_metrics(self._ranked(encoded, DEEP), targets, K, DEEP)
         frame = pd.DataFrame({
             "example_id": table["example_id"].to_pylist(),
             "unit": table["unit"].to_pylist(),
             "hour": pd.to_datetime(table["hour"].to_pylist(), utc=True),
             **metrics,
-            **self._slices(encoded, targets),
+            **slices(encoded, self._tables, targets),
         })
         return Scores(frame, tuple(metrics))
 
@@ -362,43 +339,8 @@ class RecommenderLearner:
         return ids[self._ranked(self._encoded(examples), k, new_only=new_only)]
 
     def _ranked(self, encoded: Encoded, k: int, *, new_only: bool = False) -> np.ndarray:
-        """[n, k] int64: the items that each example is answered with, under the trend of its own time, -1: none.
-
-        Of an example that happened after all that was learnt, that is the newest trend: as in service.
-        """
-        compact, trends = self.compact().rounded(), self._counters.trends
-        moments = trends.moment_of(encoded.times)
-        ranked = np.full((len(encoded), k), -1, np.int64)
-        for chosen, length in groups_by_length(encoded, np.arange(len(encoded)), _SCORED_AT_ONCE):
-            history = encoded.history(chosen, (len(chosen), length))
-            there, moment = np.unique(moments[chosen], return_inverse=True)
-            logits = compact.logits(
-                history["history_index"], history["history_counts"], history["history_views"],
-                history["history_days"], encoded.habits(chosen, (len(chosen), length)),
-                encoded.query_vector[chosen], encoded.has_query[chosen] > 0, self._times(there, moment),
-            )
-            if new_only:
-                np.put_along_axis(logits, history["history_index"], -np.inf, axis=1)
-            logits[:, 0] = -np.inf
-            values, items = tf.math.top_k(logits, min(k, logits.shape[1]))  # ten times as fast as numpy's partition
-            ranked[chosen, : items.shape[1]] = np.where(np.isneginf(values), -1, items)
-        return ranked
-
-    def _times(self, there: np.ndarray, moment: np.ndarray) -> Times:
-        """The trend and the ages of all items at the moments `there` [moments] int, of which each request is of one."""
-        trends, everything = self._counters.trends, np.arange(len(self._tables))
-        trend = np.stack([trends.logs(int(one)) for one in there])
-        ages = np.stack([self._tables.ages(everything, trends.day_of(int(one))) for one in there])
-        return Times(trend, ages, moment)
-
-    def _slices(self, encoded: Encoded, targets: np.ndarray) -> dict[str, np.ndarray]:
-        admitted = np.append(self._tables.items.admitted, False)  # the last stands for an unknown item
-        new_item = ((targets >= 0) & ~admitted[np.minimum(targets, len(self._tables))]).any(axis=1)
-        empty = np.diff(encoded.history_offsets) == 0
-        return {
-            "slice:new_user": empty, "slice:old_user": ~empty, "slice:new_item": new_item,
-            "slice:repeat": encoded.repeats(), "slice:search": encoded.has_query > 0,
-        }
+        compact = self.compact().rounded()
+        return ranked(compact, encoded, self._tables, self._counters.trends, k, new_only=new_only)
 
     # --- state ---
 
@@ -406,13 +348,13 @@ class RecommenderLearner:
         """Weights, slots and seed generators' states, tables with their moments, vocabularies, counters."""
         meta = {
             "seed": self._seed, "sizes": as_json(self._sizes), "price_scale": self._prices.as_json(),
-            "text_dimension": len(self._projection), "optimizer": self._methods.optimizer,
+            "text_dimension": len(self._directions.matrix), "optimizer": self._methods.optimizer,
             "uncounted": self._counters.waiting,
         }
         weights = {path: np.array(variable.numpy()) for path, variable in variables_of(self._trainer).items()}
         held = self._tables.arrays() | self._counters.arrays() | self._elders.arrays() | self._texts.arrays()
         held |= self._blend.arrays("blend")
-        return State(weights | held | {"projection": self._projection.copy()}, meta)
+        return State(weights | held | {"projection": self._directions.matrix.copy()}, meta)
 
     @classmethod
     def restore(
@@ -425,7 +367,7 @@ class RecommenderLearner:
         )
         state = replace(state, arrays=newer_weights(state.arrays))
         learner._prices = PriceScale.from_json(state.meta["price_scale"])
-        learner._projection = np.array(state.arrays["projection"])
+        learner._directions = Directions(np.array(state.arrays["projection"]))
         learner._tables = ItemTables.from_arrays(state.arrays)
         learner._counters = Counters.from_arrays(state.arrays, waiting=bool(state.meta.get("uncounted", False)))
         learner.use(Methods(optimizer=state.meta["optimizer"]), Examples(pa.table({})))
@@ -444,7 +386,7 @@ class RecommenderLearner:
         now = len(counters.trends.moments)
         newest = compact_weights(self._network, self._tables, self._tables.rows(everything)) | {
             "trend": counters.trends.logs(now), "ages": self._tables.ages(everything, counters.trends.day_of(now)),
-            "text_projection": self._projection,
+            "text_projection": self._directions.matrix,
             "neighbour_index": counters.neighbours.index, "neighbour_value": counters.neighbours.value,
             "neighbour_seen": counters.neighbours.seen, "blend": self._blend.weights.astype(np.float32),
         }
