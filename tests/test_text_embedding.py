@@ -113,6 +113,15 @@ def test_a_lineage_of_before_goes_on_with_the_whole_encoder(lake: Lake) -> None:
     np.testing.assert_array_equal(read, whole.embed(messages(0, 4)["text"].to_pylist()))
 
 
+def test_what_messages_taught_one_encoder_is_not_put_on_another(lake: Lake) -> None:
+    task = Sentiment(lake, "tiny")
+    state = retrained(task).state()
+    assert state.meta["encoder_changes_of"] == task._encoder.cut(4 / 6).identity
+    other = task.restore(State(state.arrays, {**state.meta, "encoder_changes_of": "another"}))
+    with pytest.raises(ValueError, match=r"must be the one that was taught \(another\).*EVERGREEN_ENCODER"):
+        other.grow(messages(40, 2), examples(messages(40, 2)))
+
+
 def test_support_reads_by_the_whole_encoder_that_nobody_taught(lake: Lake) -> None:
     task = Support(lake, "tiny")
     assert task.base_schedule.methods.opening_steps == task.update_schedule.methods.opening_steps == 0

@@ -26,7 +26,7 @@ class Embedding:
 
     def __init__(
         self, pretrained: Callable[[], Any], cached: Callable[[str, Any], Vectors], *, share: float = 1.0,
-        changes: Mapping[str, np.ndarray] | None = None,
+        changes: Mapping[str, np.ndarray] | None = None, changes_of: str = "",
     ) -> None:
         """Takes what gives the whole pretrained encoder, and what gives an encoder's vectors by the name they have.
 
@@ -35,14 +35,15 @@ class Embedding:
             cached: of name and encoder.
             share: of the encoder's blocks.
             changes: how far messages have moved the weights (models/text_openings.py); none: not taught.
+            changes_of: identity of the encoder that was taught.
         """
-        self._pretrained, self._cached, self.share = pretrained, cached, share
+        self._pretrained, self._cached, self.share, self.changes_of = pretrained, cached, share, changes_of
         self._changes = Weights.of(changes or {})
 
-    def restored(self, arrays: Mapping[str, np.ndarray], share: float) -> Embedding:
-        """The embedding of a checkpoint's `arrays`, made of the same pretrained encoder."""
+    def restored(self, arrays: Mapping[str, np.ndarray], share: float, changes_of: str) -> Embedding:
+        """The embedding of a checkpoint's `arrays`, made of the same pretrained encoder; see `__init__`."""
         changes = {name.removeprefix(_PREFIX): one for name, one in arrays.items() if name.startswith(_PREFIX)}
-        return Embedding(self._pretrained, self._cached, share=share, changes=changes)
+        return Embedding(self._pretrained, self._cached, share=share, changes=changes, changes_of=changes_of)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What messages have taught, for a checkpoint."""
@@ -50,9 +51,20 @@ class Embedding:
 
     @cached_property
     def encoder(self) -> Any:
-        """What consumers embed messages by."""
+        """What consumers embed messages by.
+
+        Raises:
+            ValueError: what messages have taught is of another pretrained encoder than the task's.
+        """
         first = encoder_vectors.cut(self._pretrained(), self.share)
-        return encoder_vectors.changed(first, self._changes) if self._changes.arrays else first
+        if not self._changes.arrays:
+            return first
+        if first.identity != self.changes_of:
+            raise ValueError(
+                f"The text encoder must be the one that was taught ({self.changes_of}); it is {first.identity}. "
+                "Set EVERGREEN_ENCODER as it was, or run the DAG that retrains this task."
+            )
+        return encoder_vectors.changed(first, self._changes)
 
     @property
     def vectors_name(self) -> str:
@@ -67,7 +79,9 @@ class Embedding:
 
         first = encoder_vectors.cut(self._pretrained(), self.share)
         changes = taught_changes(first, texts, most_steps=most_steps, seed=seed, report=report)
-        return Embedding(self._pretrained, self._cached, share=self.share, changes=changes)
+        return Embedding(
+            self._pretrained, self._cached, share=self.share, changes=changes, changes_of=first.identity
+        )
 
     def of(self, table: pa.Table) -> pa.Table:
         """The table with `text_vector` [dimension] float32 of its `text`; a table that has one stays as it is."""

@@ -298,7 +298,7 @@ class TextLearner:
             "classes": {head: list(names) for head, names in self._classes.items()},
             "temperature": self._temperature, "threshold": asdict(self._threshold), "learnt": self._learnt,
             "answered": self._answers.notes(), "optimizer": self._methods.optimizer,
-            "encoder_share": self._embedding.share,
+            "encoder_share": self._embedding.share, "encoder_changes_of": self._embedding.changes_of,
         })
 
     @classmethod
@@ -313,7 +313,9 @@ class TextLearner:
         sizes = ClassifierSizes(**{**meta["sizes"], "heads": tuple(meta["sizes"]["heads"])})
         learner = cls(
             seed=meta["seed"], kinds=meta["kinds"], text_dimension=sizes.text_dimension,
-            embedding=embedding.restored(state.arrays, meta.get("encoder_share", 1.0)),
+            embedding=embedding.restored(
+                state.arrays, meta.get("encoder_share", 1.0), meta.get("encoder_changes_of", "")
+            ),
             self_training=meta["self_training"], balance=meta.get("balance", 0.0), sizes=sizes,
             capacity=meta["capacity"],
         )
