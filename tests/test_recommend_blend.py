@@ -143,6 +143,16 @@ def test_a_first_training_foresees_nothing_of_what_it_is_taught_but_its_tuning_e
         assert (learner._blend.weights != untouched()).any() == foreseen
 
 
+def test_examples_of_a_time_that_was_learnt_do_not_tell_what_habits_and_ages_are_worth(
+    trained: RecommenderLearner
+) -> None:
+    trained.foresee(examples(shop(90, seed=5, first_day=2)))  # of days 0 to 9 that were taught
+    assert trained.has_foreseen and (trained._blend.weights[:HABIT] != untouched()[:HABIT]).any()
+    assert not trained._blend.weights[HABIT:].any() and not trained._blend.evidence[HABIT:].any()
+    trained.foresee(examples(shop(90, seed=6, first_day=20)))
+    assert trained._blend.weights[HABIT]
+
+
 def test_an_update_foresees_what_is_new_before_it_is_taught(trained: RecommenderLearner) -> None:
     coming, old = examples(shop(90, seed=5, first_day=20)), examples(shop(40, seed=0))
     alone = restored(trained.state())

@@ -11,7 +11,7 @@ their likelihood, and fades as other counts do (Spiegelhalter and Lauritzen, Net
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -166,15 +166,21 @@ class BlendFit:
         self.evidence = np.zeros((len(self.weights), len(self.weights)))
         self.time = 0
 
-    def learn(self, foreseen: Foreseen, time: int) -> None:
+    def learn(self, foreseen: Foreseen, time: int, *, beside_learnt: bool = False) -> None:
         """Takes in examples, each of them once.
 
         Args:
             foreseen: what they chose from.
             time: of the newest of them, microseconds since 1970.
+            beside_learnt: they happened while what was learnt did, as a first training's tuning examples. The network
+                knows how it went on with a new item or a customer's habit, so they do not tell what these are worth:
+                such weights stay as they are. (Online Retail, week 44 after a first training up to it, seed 0:
+                Recall@20 0.300 without ages and habits, 0.286 with weights of them that tuning examples told.)
         """
         if not len(foreseen):
             return
+        if beside_learnt:
+            foreseen = replace(foreseen, inputs=foreseen.inputs * (np.arange(WEIGHTS) < HABIT))
         self.evidence *= np.exp(-max(time - self.time, 0) / (MEAN_LIFE_DAYS * DAY_US)) if self.time else 1.0
         prior, start = PRIOR_EXAMPLES * np.eye(len(self.weights)), untouched().astype(np.float64)
 

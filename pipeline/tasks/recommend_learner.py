@@ -201,7 +201,8 @@ class RecommenderLearner:
         foreseen = Foreseen.by(batcher, encoded, scale, lambda batch: self._trainer.foresee(
             self._tables.rows(batch["rows"]), {name: one for name, one in batch.items() if name not in BESIDE}
         ))
-        self._blend.learn(foreseen, int(encoded.times.max(initial=0)))
+        newest = int(encoded.times.max(initial=0))
+        self._blend.learn(foreseen, newest, beside_learnt=newest <= self._counters.trends.time)
 
     def outline(self, examples: Examples) -> Mapping[str, np.ndarray]:
         """How long each example's lists are."""
