@@ -296,6 +296,8 @@ def test_no_more_examples_are_foreseen_than_their_weights_need(
 ) -> None:
     seen: list[int] = []
     learn = BlendFit.learn
-    monkeypatch.setattr(BlendFit, "learn", lambda self, one, time: (seen.append(len(one)), learn(self, one, time)))
+    monkeypatch.setattr(BlendFit, "learn", lambda self, one, time, **given: (
+        seen.append(len(one)), learn(self, one, time, **given)
+    ))
     trained.foresee(examples(shop(MOST_FORESEEN + 50, seed=8, first_day=25)))
     assert seen == [MOST_FORESEEN]

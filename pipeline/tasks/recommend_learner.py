@@ -383,8 +383,7 @@ class RecommenderLearner:
 
     def compact(self) -> CompactRecommender:
         """The recommender in plain arrays, as consumers use it, with the versions that answer with it."""
-        everything, counters = np.arange(len(self._tables)), self._counters
-        now = len(counters.trends.moments)
+        everything, counters, now = np.arange(len(self._tables)), self._counters, len(self._counters.trends.moments)
         newest = compact_weights(self._network, self._tables, self._tables.rows(everything)) | {
             "trend": counters.trends.logs(now), "ages": self._tables.ages(everything, counters.trends.day_of(now)),
             "text_projection": self._directions.matrix,
