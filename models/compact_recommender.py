@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from .blend import AGE, TREND, Blend, ages_as_inputs, all_weights, untouched, weighed_requests
 from .compact_neighbours import CompactNeighbours
+from .habits import habits as habits_of_purchases
 from .int8_rows import from_int8, to_int8
 from .item_steps import LEAST_SEEN
 
@@ -180,6 +181,10 @@ class CompactRecommender:
     def project(self, query_vectors: np.ndarray) -> np.ndarray:
         """Text vectors [n, text dimension] in the directions that the model keeps."""
         return query_vectors @ self.arrays["text_projection"]
+
+    def habits_of(self, rows: np.ndarray, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `habits.habits`: for whoever holds a recommender and not its module."""
+        return habits_of_purchases(rows, days)
 
     def ranked(self, logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `best`: for whoever holds a recommender and not its module."""

@@ -56,8 +56,6 @@ class RecommenderService:
         """Takes a CompactRecommender and what gives the text encoder when a query first needs it."""
         self._recommender = recommender
         self._text_encoder = text_encoder
-        package = type(recommender).__module__.rpartition(".")[0]  # the code that the recommender is of
-        self._habits = own_module(package, "habits").habits
 
     @property
     def items(self) -> int:
@@ -198,7 +196,7 @@ class RecommenderService:
         newest = sorted(counts, key=lambda known: ages[known])[:_HISTORY_ITEMS]
         bought = np.array([[counts[known] for known in newest]], np.float32)
         days_ago = np.array([[ages[known] for known in newest]], np.float32)
-        rows, strength = self._habits(np.array(bought_rows, np.int64), np.array(bought_ages))
+        rows, strength = self._recommender.habits_of(np.array(bought_rows, np.int64), np.array(bought_ages))
         index = np.array([newest], np.int64)
         habits = strength[np.searchsorted(rows, index)].astype(np.float32)
         return index, bought, np.zeros_like(bought), days_ago, habits

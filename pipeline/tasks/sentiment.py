@@ -31,7 +31,8 @@ class Sentiment(TextTask):
     )
     # Clothing reviews, a tenth labelled: macro-F1 57.1 with passes of few large batches (128, 3 passes), 59.5 with as
     # many small ones as here, 59.7 with twice as many at twice the rate.
-    # Without `opening_steps` macro-F1 is 63.0 (all labelled: 68.2); with them see task_sentiment's results.
+    # Without `opening_steps` macro-F1 was 63.0 (all labelled: 68.2; one seed, a study outside the pipeline); with them
+    # see task_sentiment's results.
     base_schedule = Schedule(
         learning_rate=5e-4, warmup_steps=20, epochs=20, patience_epochs=4, batch_size=32, decay="linear",
         enough_steps=4000,  # of many labels, fewer passes
