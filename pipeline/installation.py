@@ -22,7 +22,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
+from functools import partial
 from pathlib import Path
 
 from pipeline import leftovers, registry_login, registry_tls
@@ -62,12 +64,13 @@ class Installation(Place):
         self._wait("PostgreSQL", self._database_answers)
         for name in ("airflow", "mlflow", *(["accounts"] if registry_login.asked_for(self._environment) else [])):
             self._create_database(name)
-        report("preparing Airflow's database")
+        report("starting MLflow and preparing Airflow's database")
+        if "mlflow" in self.programs:  # it prepares its own meanwhile
+            self._control("start", "mlflow")
         self._run([sys.executable, "-m", "airflow", "db", "migrate"])
-        self._create_pools()
-        report("starting MLflow and Airflow")
-        for program in self.programs:
-            self._control("start", program)
+        report("starting Airflow")
+        self._control("start", "all")  # what does not run yet, all at once
+        self._create_pools()  # while they start: the scheduler reads them in every round
         trusted = registry_tls.trusted(self._environment)
         self._wait("MLflow", lambda: _answers(f"{self.mlflow_url}/health", trusted))
         self._wait("Airflow", self._airflow_healthy)
@@ -99,9 +102,10 @@ class Installation(Place):
         pid = self._supervisor_pid()
         if pid is None:
             return
-        told = [self._control("pid", program) for program in self.programs]
+        told = self._control("pid", *self.programs).split()
         begun = leftovers.begun_by(int(one) for one in told if one.isdigit())
-        self._control("stop", *reversed(self.programs))  # before the database that they use
+        with ThreadPoolExecutor(len(self.programs)) as all_at_once:  # `stop a b` waits for a first
+            list(all_at_once.map(partial(self._control, "stop"), self.programs))  # before the database that they use
         leftovers.end(begun)  # a task has a process group of its own, which supervisord knows nothing of
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
