@@ -39,9 +39,10 @@ class Judged:
 
 def great_expectations() -> Any:
     """The library, quiet: its notices and progress bars belong in no task's log. Imported here: it takes 3 s."""
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)  # first: its import alone writes 300 lines at INFO
     import great_expectations
 
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.ERROR)  # sets a level of its own
     return great_expectations
 
 

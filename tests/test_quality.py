@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import subprocess
+import sys
 import weakref
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -551,3 +553,16 @@ def test_a_year_of_a_real_shop_is_not_stopped() -> None:
         | (shop.UnitPrice < 0)
     )
     assert verdict.row_breaches["row"].to_pylist() == np.flatnonzero(bad).tolist()
+
+
+def test_great_expectations_writes_nothing_into_a_task_s_log() -> None:
+    script = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(name)s")  # as Airflow has it in a task
+from pipeline import judging
+judging.context()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert [line for line in done.stderr.splitlines() if line.startswith("great_expectations")] == []
