@@ -16,6 +16,8 @@ Removes checkpoints and packages of model versions that neither an alias nor a r
 the scheme by age (all of three days, one a day for a month, one a week for a year) needs. Their entries in the registry
 stay, so that `python -m pipeline.lineage` answers for them; the table `decisions` is not touched.
 
+Removes what versions shared and none with files needs any more (a text encoder that an earlier retrain had taught).
+
 Puts the small files of the lake together, deletes files that only old versions of tables need, takes out the vectors of
 text encoders that an earlier retrain of `sentiment` had made, and removes pages of quality and lineage that are older
 than `EVERGREEN_PAGES_DAYS` (90) and that nothing open needs.
@@ -45,7 +47,7 @@ with DAG(
         done = retention.retain(read_settings(), get_current_context()["dag_run"].start_date)
         return {
             "files_deleted": done["files_deleted"], "pages_removed": done["pages_removed"],
-            "text_vectors_removed": done["text_vectors_removed"],
+            "shared_removed": sorted(done["shared_removed"]), "text_vectors_removed": done["text_vectors_removed"],
             "tasks": {
                 name: {"kept": len(found["kept"]), "removed": sorted(found["removed"])}
                 for name, found in done["tasks"].items()

@@ -20,9 +20,10 @@ import pyarrow as pa
 from pipeline.decisions import DecisionLog, DecisionRow, Service
 from pipeline.lake import Lake, open_lake
 from pipeline.locking import Locks, locks_of
+from pipeline.mlflow_models import FILES, RETIRED
 from pipeline.registry_errors import PREFIX, PromotionConflict, RegistryError
 from pipeline.settings import Settings
-from pipeline.versions import FILES, RETIRED, Versions
+from pipeline.versions import Versions
 
 MOVES = ("promote", "first", "force", "rollback")
 NOTES = ("hold", "reject", "set-aside", "cannot-score")

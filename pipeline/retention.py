@@ -39,6 +39,8 @@ DAILY_DAYS = 30  # a month, the longest span of validation rows (28 days) within
 WEEKLY_WEEKS = 53  # a year and a week: the same season a year ago can be served or compared
 # Rollback reaches so many champions back, whatever their age: a shop that is promoted hourly has noticed within them.
 CHAMPIONS = 10
+# A retrain may take 12 hours (dags/retrain.py), and what it shares is stored before its version is.
+SHARED_DAYS = 1
 # A day of a feed whose rows may still be corrected by late ones (`lateness_hours`, 48) is rewritten all day long: not
 # yet. What is written about the hours is small: put together each day, whoever reads it opens tens of files and not
 # hundreds (of the window log 250 after four days, and each hour's ingest and watch cost twice what they had at first).
@@ -134,8 +136,8 @@ def retain(settings: Settings, now: datetime, *, dry_run: bool = False) -> dict[
 
     Returns:
         By task `kept` and `removed` (version -> reason), `bytes_kept`, `bytes_removed`, `bytes_of_a_version`,
-        `versions_after_a_year`, `bytes_after_a_year`; for the lake `text_vectors_removed` and `files_deleted` by
-        table; and `pages_removed`.
+        `versions_after_a_year`, `bytes_after_a_year`; `shared_removed` (address -> bytes); for the lake
+        `text_vectors_removed` and `files_deleted` by table; and `pages_removed`.
     """
     lake, registry = open_lake(settings), open_registry(settings)
     tasks, champions, oldest = {}, [], now
@@ -146,12 +148,14 @@ def retain(settings: Settings, now: datetime, *, dry_run: bool = False) -> dict[
         champion = registry.champion(task)
         champions.append(None if champion is None else _ledger_in(registry.tags(task, champion)))
         oldest = min([oldest, *(one.registered_at for one in candidates if one.number in stay)])
+    shared = registry.remove_unused_parts(now - timedelta(days=SHARED_DAYS), _why(now), dry_run=dry_run)
     # an update may start from the oldest of them and reads all that changed since it was trained, a day before at most
     needed = now - oldest + timedelta(days=1)
     still_open = Open.of({task: found["kept"] for task, found in tasks.items()}, champions)
     vectors = prune(lake, _encoders_in_use(registry, settings.tasks), dry_run=dry_run)  # before their files can go
     return {
-        "tasks": tasks, "text_vectors_removed": vectors, "files_deleted": tidy(lake, now, needed, dry_run=dry_run),
+        "tasks": tasks, "shared_removed": shared, "text_vectors_removed": vectors,
+        "files_deleted": tidy(lake, now, needed, dry_run=dry_run),
         "pages_removed": remove_old_pages(
             settings.reports, lake, still_open, now, settings.pages_days, dry_run=dry_run
         ),
@@ -286,6 +290,11 @@ def _print(done: Mapping[str, Any], console: Any, *, dry_run: bool) -> None:
             f"the rule {_megabytes(found['bytes_without_the_rule'])}.",
         ]
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    shared = done["shared_removed"]
+    console.print(
+        f"Parts that versions shared and none needs any more: {len(shared)} ({_megabytes(sum(shared.values()))}).",
+        highlight=False, soft_wrap=True,
+    )
     deleted = {table: number for table, number in done["files_deleted"].items() if number}
     files = ", ".join(f"{number} of {table}" for table, number in deleted.items()) or "none"
     console.print(f"Files of the lake that no version needs any more: {files}.", highlight=False, soft_wrap=True)

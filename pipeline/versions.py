@@ -2,7 +2,7 @@
 
 A version is made by one atomic call that carries all its tags, after everything it refers to is stored; a process
 killed before leaves an MLflow run that nothing refers to, never half a version. Which of them serves is `registry.py`'s
-to decide. The only user of MLflow.
+to decide. MLflow is reached through `mlflow_models.py`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,23 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from pipeline.locking import Locks
-from pipeline.packaging import MOST_CHARACTERS, code_version, content_hash, description, renamed
-from pipeline.registry_errors import PREFIX, RegistryError, VerificationFailed, VersionMissing, VersionRetired
+from pipeline.mlflow_models import FILES, RETIRED, mlflow_exception
+from pipeline.packaging import MOST_CHARACTERS, code_version, description, renamed
+from pipeline.registry_errors import PREFIX, RegistryError, VerificationFailed
+from pipeline.shared_parts import SHARED, SharedParts
 from pipeline.verification import fault_of
 from pipeline.version_files import folder_bytes, remove_folder
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
-    from mlflow.tracking import MlflowClient
 
     from pipeline.tasks.contract import Package
 
 _LOGGED = "models:/"
-RETIRED, FILES = "evergreen.retired", "evergreen.files"
-
 _STORED_WHOLE = "see the run's artifact tags.json"
 
 
@@ -55,13 +52,8 @@ class Entry:
         return self.tags.get(RETIRED)
 
 
-class Versions:
+class Versions(SharedParts):
     """The models `evergreen-<task>` at one MLflow address."""
-
-    def __init__(self, tracking_uri: str, locks: Locks, artifacts: str | None = None) -> None:
-        """Opens nothing yet; arguments as of `Registry`."""
-        self.tracking_uri, self._locks = tracking_uri, locks
-        self._artifacts = None if tracking_uri.startswith(("http://", "https://")) else artifacts
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -69,7 +61,7 @@ class Versions:
         """Alias -> version."""
         try:
             aliases = self._client.get_registered_model(PREFIX + task).aliases
-        except _mlflow_exception() as error:
+        except mlflow_exception() as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return {}
@@ -90,7 +82,7 @@ class Versions:
         """
         try:
             return int(self._client.get_model_version_by_alias(PREFIX + task, alias).version)
-        except _mlflow_exception() as error:
+        except mlflow_exception() as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model; no alias
                 raise
             return None
@@ -151,7 +143,7 @@ class Versions:
         held = self._version(task, version)
         try:
             return self._download(held, path)
-        except (_mlflow_exception(), OSError):
+        except (mlflow_exception(), OSError):
             return None
 
     def package_bytes(self, task: str, version: int) -> int:
@@ -177,9 +169,9 @@ class Versions:
             The version.
         """
         name = PREFIX + task
-        tags = {"evergreen.code": code_version(), **tags}
         self._create_model(name, f"Evergreen's task `{task}`: `champion` serves, `previous` served before.")
         shared = {part: self._share(part, folder) for part, folder in package.shared.items()}
+        tags = {"evergreen.code": code_version(), **tags, SHARED: ",".join(sorted(shared.values()))}
         run_name = " ".join(tags.get(f"evergreen.{key}", "") for key in ("kind", "window")).strip()
         with self._mlflow.start_run(experiment_id=self._experiment(name), run_name=run_name or None) as run:
             self._client.log_batch(run.info.run_id, metrics=_points(self._mlflow, metrics))
@@ -219,23 +211,6 @@ class Versions:
                 pip_requirements=list(package.requirements), signature=_signature(package),
                 input_example=package.input_example,
             )
-
-    def _share(self, part: str, folder: Path) -> str:
-        """The address of a folder's content, stored once as a version of `evergreen-<part>`."""
-        name, content = PREFIX + part.replace("_", "-"), content_hash(folder)
-        with self._locks(f"share-{part}"):
-            held = self._search(name.removeprefix(PREFIX), f"tags.`evergreen.content` = '{content}'")
-            if held:
-                return f"models:/{name}/{min(int(version.version) for version in held)}"
-            self._create_model(name, "A part that many versions of Evergreen's models share, stored once.")
-            run = self._client.create_run(self._experiment(name), run_name=content[:12])
-            self._client.log_artifacts(run.info.run_id, str(folder), "content")
-            self._client.set_terminated(run.info.run_id)
-            version = self._client.create_model_version(
-                name, source=f"{run.info.artifact_uri}/content", run_id=run.info.run_id,
-                tags={"evergreen.content": content}, await_creation_for=0,
-            )
-            return f"models:/{name}/{version.version}"
 
     # -- what is known later, and checked -------------------------------------------------------------------
 
@@ -285,85 +260,6 @@ class Versions:
             logged = self._client.get_logged_model(held.source.removeprefix(_LOGGED))
             places.append((logged.artifact_location, ""))
         return places
-
-    # -- MLflow -------------------------------------------------------------------------------------------
-
-    @property
-    def _mlflow(self) -> Any:
-        """MLflow, told where it is: parts of it know only the process's address."""
-        import mlflow  # 1.3 s: only where it is used
-
-        if mlflow.get_tracking_uri() != self.tracking_uri:
-            mlflow.set_tracking_uri(self.tracking_uri)
-        return mlflow
-
-    @cached_property
-    def _client(self) -> MlflowClient:
-        return cast("MlflowClient", self._mlflow.MlflowClient(self.tracking_uri, self.tracking_uri))
-
-    def _version(self, task: str, version: int) -> ModelVersion:
-        try:
-            return self._client.get_model_version(PREFIX + task, str(version))
-        except _mlflow_exception() as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise VersionMissing(task, version) from error
-
-    def _whole(self, task: str, version: int) -> ModelVersion:
-        """A version that has its files."""
-        held = self._version(task, version)
-        if RETIRED in held.tags:
-            raise VersionRetired(task, version, held.tags[RETIRED])
-        return held
-
-    def _search(self, task: str, condition: str = "") -> list[ModelVersion]:
-        rule = f"name = '{PREFIX}{task}'" + (f" and {condition}" if condition else "")
-        found: list[ModelVersion] = []
-        token: str | None = None
-        while True:
-            page = self._client.search_model_versions(rule, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
-
-    def _create_model(self, name: str, description: str) -> None:
-        if self._client.search_registered_models(f"name = '{name}'"):
-            return
-        try:
-            self._client.create_registered_model(name, description=description)
-        except _mlflow_exception() as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-
-    def _experiment(self, name: str) -> str:
-        """The experiment of a model; its files go below `artifacts` where no server says otherwise."""
-        held = self._client.get_experiment_by_name(name)
-        if held is None:
-            location = f"{_as_url(self._artifacts)}/{name}" if self._artifacts else None
-            try:
-                return self._client.create_experiment(name, artifact_location=location)
-            except _mlflow_exception() as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                held = self._client.get_experiment_by_name(name)
-        return cast("Any", held).experiment_id  # found, or made by another process in between
-
-    def _download(self, version: ModelVersion, path: str) -> str:
-        with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
-            return Path(self._mlflow.artifacts.download_artifacts(
-                run_id=version.run_id, artifact_path=path, dst_path=scratch, tracking_uri=self.tracking_uri
-            )).read_text()
-
-
-def _as_url(place: str) -> str:
-    return place.rstrip("/") if "://" in place else Path(place).resolve().as_uri()
-
-
-def _mlflow_exception() -> type[Any]:
-    from mlflow.exceptions import MlflowException
-
-    return MlflowException
 
 
 def _signature(package: Package) -> ModelSignature:

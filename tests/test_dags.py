@@ -187,7 +187,10 @@ def test_great_expectations_is_imported_by_its_judges_and_mlflow_by_registry_and
     assert users("great_expectations") == {"pipeline/judging.py", "pipeline/judging_on_spark.py"}
     consumers = {path for path in users("mlflow") if path.startswith("models/") or "serv" in path}
     consumers |= {"pipeline/batch_scoring.py", "pipeline/webhooks.py"}  # the commands that consumers run
-    registry = {"pipeline/versions.py", "pipeline/version_files.py", "pipeline/registry_login.py"}
+    registry = {
+        f"pipeline/{name}.py"
+        for name in ("mlflow_models", "versions", "shared_parts", "version_files", "registry_login")
+    }
     assert users("mlflow") - consumers == registry
 
 
