@@ -10,16 +10,12 @@ items in its place would look like an answer.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from urllib.parse import quote
 
 import mlflow
 import numpy as np
@@ -212,15 +208,15 @@ class RecommenderModel(PythonModel):
         """Loads the arrays; the text encoder waits for the first query."""
         package = context.model_config["code_package"]
         compact = own_module(package, "compact_ensemble")
-        recommender = compact.load_recommender(_path(context.artifacts["recommender"]))
+        recommender = compact.load_recommender(Path(context.artifacts["recommender"]))
         held: list[Any] = []
         loading = Lock()  # MLflow's server answers each request in a thread of its own
 
         def text_encoder() -> Any:
             with loading:
                 if not held:
-                    folder = _path(_text_encoder_folder(context))
-                    held.append(load_text_encoder(package, folder))
+                    with own_module(package, "fetching").part(context, "text_encoder") as folder:
+                        held.append(load_text_encoder(package, folder))
             return held[0]
 
         self.service = RecommenderService(recommender, text_encoder)
@@ -253,40 +249,11 @@ def input_example(ids: Sequence[str]) -> pd.DataFrame:
     })
 
 
-def _text_encoder_folder(context: Any) -> Any:
-    """Where the encoder's files are: in the registry once for many versions, or among the model's own artifacts.
-
-    Where EVERGREEN_MODEL_CACHE names a folder, what versions share is fetched into it once for all of them.
-    """
-    shared = context.model_config.get("shared", {}).get("text_encoder")
-    if not shared:
-        return context.artifacts["text_encoder"]
-    cache = os.environ.get("EVERGREEN_MODEL_CACHE")
-    if not cache:
-        return mlflow.artifacts.download_artifacts(shared)
-    place = _path(cache) / quote(shared, safe="")
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.mkdtemp(prefix=".", dir=place.parent)
-        mlflow.artifacts.download_artifacts(shared, dst_path=scratch)
-        try:
-            os.replace(scratch, place)
-        except OSError:  # another process was faster
-            shutil.rmtree(scratch, ignore_errors=True)
-    return place
-
-
 def load_text_encoder(package: str, folder: Any) -> Any:
     """The encoder in a folder (a path): the compact one, or one that needs TensorFlow where it has no such form."""
     if (folder / "compact.json").is_file():
         return own_module(package, "compact_text_encoder").CompactTextEncoder.load(folder)
     return own_module(package, "text_encoder").load_saved(folder)
-
-
-def _path(location: str) -> Any:
-    from pathlib import Path
-
-    return Path(location)
 
 
 def _missing(value: Any) -> bool:

@@ -99,7 +99,8 @@ class TextModel(PythonModel):
         def text_encoder() -> Any:
             with loading:
                 if not held:
-                    held.append(own_module(package, "text_encoder").load_saved(_text_encoder_folder(context)))
+                    with own_module(package, "fetching").part(context, "text_encoder") as folder:
+                        held.append(own_module(package, "text_encoder").load_saved(folder))
             return held[0]
 
         self._service = TextService(classifier, text_encoder)
@@ -109,12 +110,6 @@ class TextModel(PythonModel):
     ) -> pd.DataFrame:
         """See TextService.answer."""
         return self._service.answer(model_input, params or {})
-
-
-def _text_encoder_folder(context: Any) -> Path:
-    """Where the encoder's files are: in the registry once for many versions, or among the model's own artifacts."""
-    shared = context.model_config.get("shared", {}).get("text_encoder")
-    return Path(mlflow.artifacts.download_artifacts(shared) if shared else context.artifacts["text_encoder"])
 
 
 def own_module(package: str, name: str) -> Any:

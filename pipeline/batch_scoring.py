@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -119,8 +120,11 @@ def score_lake(
     wanted = Run(0, version, source, source_version(lake, users), k, exclude_history)
     lock = locks_of(settings.home, settings.lock_url, _LOCK_PATIENCE_SECONDS)
     try:
-        with lock("batch-" + hashlib.sha256(out.encode()).hexdigest()[:16]):
-            return score_users(lake, out, wanted, lambda run: _answers_of(settings, run), buckets, progress)
+        with (
+            lock("batch-" + hashlib.sha256(out.encode()).hexdigest()[:16]),
+            tempfile.TemporaryDirectory(prefix="evergreen-") as scratch,
+        ):
+            return score_users(lake, out, wanted, lambda run: _answers_of(settings, run, scratch), buckets, progress)
     except LockNotTaken as error:
         raise BatchRefused(f"Another run writes {out} now: wait for its end, or name another --out. {error}") from error
 
@@ -330,12 +334,13 @@ def _continued(table: DeltaTable, wanted: Run) -> Run:
     return held if same and not through else Run(**{**asdict(wanted), "number": held.number + 1})
 
 
-def _answers_of(settings: Settings, run: Run) -> Answers:
-    """The model's answers to users, many at once."""
+def _answers_of(settings: Settings, run: Run, scratch: str) -> Answers:
+    """The answers of the model, which is downloaded into a folder, to users, many at once."""
     import mlflow
 
     mlflow.set_tracking_uri(settings.tracking_uri)
-    service = mlflow.pyfunc.load_model(f"models:/{PREFIX}recommend/{run.version}").unwrap_python_model().service
+    model = mlflow.pyfunc.load_model(f"models:/{PREFIX}recommend/{run.version}", dst_path=scratch)
+    service = model.unwrap_python_model().service
     if not hasattr(service, "many"):
         raise BatchRefused(f"Version {run.version} is of code that answers users one by one; take a newer version.")
     return cast("Answers", lambda rows: service.many(rows, run.k, run.exclude_history))

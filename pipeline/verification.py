@@ -37,13 +37,16 @@ def fault_of(model: str, tracking_uri: str, wanted: Any) -> str | None:
         tracking_uri: of the registry.
         wanted: the answer when it was trained, as parsed JSON (pandas' `split`).
     """
-    address = {"MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_REGISTRY_URI": tracking_uri}
     with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
         answer = Path(scratch) / "answer.json"
+        told = {
+            "MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_REGISTRY_URI": tracking_uri,
+            "TMPDIR": scratch,  # MLflow never removes the model that it downloads
+        }
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-c", _CONSUMER, model, str(answer)],
-                env={**os.environ, **address}, cwd=scratch, capture_output=True, text=True, timeout=_VERIFY_SECONDS,
+                env={**os.environ, **told}, cwd=scratch, capture_output=True, text=True, timeout=_VERIFY_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:
