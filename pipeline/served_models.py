@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 
@@ -93,7 +94,8 @@ class ServedModels:
         self._older: dict[str, ServedModel] = {}
         self._ending = threading.Event()
         self._listeners: list[Callable[[ServedModel], None]] = []
-        os.environ.setdefault("EVERGREEN_MODEL_CACHE", str(folder / "shared"))
+        self._shared = folder / "shared"
+        os.environ.setdefault("EVERGREEN_MODEL_CACHE", str(self._shared))
         # MLflow would try for minutes; here the next look is seconds away
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -215,6 +217,19 @@ class ServedModels:
         newest = sorted(places, key=lambda path: int(path.name), reverse=True)
         for path in newest[VERSIONS_KEPT:]:
             if int(path.name) not in used and time.time() - path.stat().st_mtime > 60 * POLL_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+                self._tidy_shared()
+
+    def _tidy_shared(self) -> None:
+        """Removes what versions shared and none on disk is made of any more; in a cache of others nothing."""
+        from mlflow.models import Model
+
+        if Path(os.environ["EVERGREEN_MODEL_CACHE"]) != self._shared:
+            return
+        told = [Model.load(str(path.parent)).flavors["python_function"] for path in self._folder.glob("*/*/MLmodel")]
+        needed = {address for one in told for address in one.get("config", {}).get("shared", {}).values()}
+        for path in self._shared.glob("models*"):
+            if unquote(path.name) not in needed:
                 shutil.rmtree(path, ignore_errors=True)
 
 

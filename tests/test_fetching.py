@@ -11,6 +11,8 @@ import pytest
 
 from models.fetching import fetched
 from pipeline.registry import Registry
+from pipeline.served_models import ServedModels
+from pipeline.settings import read_settings
 from tests.test_registry import SERVICE, TASK, home, opened, package, tags
 
 __all__ = ["home"]  # a fixture
@@ -73,3 +75,21 @@ def test_a_model_that_is_verified_leaves_no_file(registry: Registry, home: Path,
         path.unlink()  # of MLflow's own look at the model
     registry.verify(TASK, version)
     assert list(temporary.iterdir()) == []
+
+
+def test_a_server_keeps_of_what_versions_share_what_those_on_its_disk_are_made_of(
+    registry: Registry, words: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = registry._share("other_words", package(home / "package").shared["words"])
+    (home / "checkpoint").mkdir()
+    registry.register(TASK, package(home / "package"), home / "checkpoint", tags(), {})
+    monkeypatch.setenv("EVERGREEN_MODEL_CACHE", str(home / "served" / "shared"))
+    settings = read_settings({"EVERGREEN_HOME": str(home), "EVERGREEN_MASK_KEY": "0" * 64})
+    models = ServedModels(settings, home / "served", [TASK])
+    mlflow.artifacts.download_artifacts(f"models:/evergreen-{TASK}/1", dst_path=str(home / "served" / TASK / "1"))
+    for address in (words, other):
+        with fetched(address):
+            pass
+    models._tidy_shared()
+    with fetched(words) as kept:
+        assert [path.name for path in (home / "served" / "shared").iterdir()] == [kept.name]
