@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import mlflow
 
@@ -22,16 +21,17 @@ def part(context: Any, name: str) -> Iterator[Path]:
         context: MLflow's, of the model that is loaded.
         name: of the part.
     """
-    shared = context.model_config.get("shared", {}).get(name)
-    if shared is None:
+    told = context.model_config
+    address = told.get("shared", {}).get(name)
+    if address is None:
         yield Path(context.artifacts[name])
         return
-    with fetched(shared) as folder:
+    with fetched(address, told.get("shared_content", {}).get(name)) as folder:
         yield folder
 
 
 @contextmanager
-def fetched(address: str) -> Iterator[Path]:
+def fetched(address: str, content: str | None) -> Iterator[Path]:
     """The folder at an address, for as long as it is read.
 
     Where EVERGREEN_MODEL_CACHE names a folder, it is fetched into that once for all versions, and stays. Elsewhere it
@@ -40,20 +40,21 @@ def fetched(address: str) -> Iterator[Path]:
 
     Args:
         address: `models:/<name>/<version>`.
+        content: its hash, by which it is found in a cache, which may be that of several registries (each has a
+            version 1); None: of a package that does not say it, which uses no cache.
     """
     cache = os.environ.get("EVERGREEN_MODEL_CACHE")
-    if cache:
-        yield _cached(address, Path(cache))
+    if cache and content:
+        yield _cached(address, Path(cache) / content)
         return
     with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
         yield Path(mlflow.artifacts.download_artifacts(address, dst_path=scratch))
 
 
-def _cached(address: str, cache: Path) -> Path:
-    place = cache / quote(address, safe="")
+def _cached(address: str, place: Path) -> Path:
     if not place.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.mkdtemp(prefix=".", dir=cache)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=".", dir=place.parent)
         mlflow.artifacts.download_artifacts(address, dst_path=scratch)
         try:
             os.replace(scratch, place)

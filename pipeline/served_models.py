@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pandas as pd
 
@@ -227,9 +226,9 @@ class ServedModels:
         if Path(os.environ["EVERGREEN_MODEL_CACHE"]) != self._shared:
             return
         told = [Model.load(str(path.parent)).flavors["python_function"] for path in self._folder.glob("*/*/MLmodel")]
-        needed = {address for one in told for address in one.get("config", {}).get("shared", {}).values()}
-        for path in self._shared.glob("models*"):
-            if unquote(path.name) not in needed:
+        needed = {content for one in told for content in one.get("config", {}).get("shared_content", {}).values()}
+        for path in self._shared.glob("[!.]*"):  # with a dot begins what is being fetched
+            if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.mlflow_models import FILES, RETIRED, MlflowModels
-from pipeline.packaging import content_hash
 from pipeline.registry_errors import PREFIX
 from pipeline.version_files import folder_bytes, remove_folder
 
@@ -29,9 +28,9 @@ _FOLDER = "content"
 class SharedParts(MlflowModels):
     """What versions of the models at one MLflow address have in common."""
 
-    def _share(self, part: str, folder: Path) -> str:
-        """The address of a folder's content, stored once as a version of `evergreen-<part>`."""
-        name, content = PREFIX + part.replace("_", "-"), content_hash(folder)
+    def _share(self, part: str, folder: Path, content: str) -> str:
+        """The address of a folder of some content (its hash), stored once as a version of `evergreen-<part>`."""
+        name = PREFIX + part.replace("_", "-")
         tags = {_CONTENT: content, _USED: datetime.now(UTC).isoformat()}
         with self._locks(f"share-{name}"):
             found = self._search(name.removeprefix(PREFIX), f"tags.`{_CONTENT}` = '{content}'")

@@ -43,10 +43,11 @@ def fault_of(model: str, tracking_uri: str, wanted: Any) -> str | None:
             "MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_REGISTRY_URI": tracking_uri,
             "TMPDIR": scratch,  # MLflow never removes the model that it downloads
         }
+        others = {name: value for name, value in os.environ.items() if name != "EVERGREEN_MODEL_CACHE"}
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-c", _CONSUMER, model, str(answer)],
-                env={**os.environ, **told}, cwd=scratch, capture_output=True, text=True, timeout=_VERIFY_SECONDS,
+                env={**others, **told}, cwd=scratch, capture_output=True, text=True, timeout=_VERIFY_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:

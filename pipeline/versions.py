@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.mlflow_models import FILES, RETIRED, mlflow_exception
-from pipeline.packaging import MOST_CHARACTERS, code_version, description, renamed
+from pipeline.packaging import MOST_CHARACTERS, code_version, content_hash, description, renamed
 from pipeline.registry_errors import PREFIX, RegistryError, VerificationFailed
 from pipeline.shared_parts import SHARED, SharedParts
 from pipeline.verification import fault_of
@@ -170,13 +170,14 @@ class Versions(SharedParts):
         """
         name = PREFIX + task
         self._create_model(name, f"Evergreen's task `{task}`: `champion` serves, `previous` served before.")
-        shared = {part: self._share(part, folder) for part, folder in package.shared.items()}
+        contents = {part: content_hash(folder) for part, folder in package.shared.items()}
+        shared = {part: self._share(part, folder, contents[part]) for part, folder in package.shared.items()}
         tags = {"evergreen.code": code_version(), **tags, SHARED: ",".join(sorted(shared.values()))}
         run_name = " ".join(tags.get(f"evergreen.{key}", "") for key in ("kind", "window")).strip()
         with self._mlflow.start_run(experiment_id=self._experiment(name), run_name=run_name or None) as run:
             self._client.log_batch(run.info.run_id, metrics=_points(self._mlflow, metrics))
             self._store_files(run.info.run_id, package, checkpoint_folder, tags)
-            logged = self._log_model(package, shared)
+            logged = self._log_model(package, shared, contents)
         version = self._client.create_model_version(
             name, source=logged.model_uri, run_id=run.info.run_id, model_id=logged.model_id,
             tags={key: _fitting(value) for key, value in tags.items()},
@@ -198,10 +199,10 @@ class Versions(SharedParts):
             package.output_example.to_json(Path(scratch) / "output_example.json", orient="split")
             self._client.log_artifacts(run_id, scratch)
 
-    def _log_model(self, package: Package, shared: Mapping[str, str]) -> Any:
+    def _log_model(self, package: Package, shared: Mapping[str, str], contents: Mapping[str, str]) -> Any:
         with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
             code = [renamed(folder, Path(scratch)) for folder in package.code_folders]
-            config = {**package.config, "shared": dict(shared)}
+            config = {**package.config, "shared": dict(shared), "shared_content": dict(contents)}
             names = {folder.name: copy.name for folder, copy in zip(package.code_folders, code, strict=True)}
             if package.config.get("code_package") in names:
                 config["code_package"] = names[package.config["code_package"]]

@@ -9,6 +9,7 @@ import mlflow
 import pandas as pd
 import pytest
 
+from pipeline.packaging import content_hash
 from pipeline.registry import Registry
 from pipeline.shared_parts import SHARED
 from pipeline.tasks.contract import Package
@@ -67,7 +68,8 @@ def test_a_part_that_a_training_has_just_asked_for_stays(registry: Registry, hom
     without_files(registry, register(registry, home, "one"))
     asked_before = datetime.now(UTC)
     made = made_of("one", home)
-    assert registry._share("words", made.shared["words"]) == FIRST  # its version is not registered yet
+    folder = made.shared["words"]
+    assert registry._share("words", folder, content_hash(folder)) == FIRST  # its version is not registered yet
     assert registry.remove_unused_parts(asked_before, "old") == {} and texts(home) == ["one"]
     version = registry.register(TASK, made, home / "checkpoint", tags(), {})
     assert registry.tags(TASK, version)[SHARED] == FIRST
