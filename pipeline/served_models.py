@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -225,8 +226,13 @@ class ServedModels:
 
         if Path(os.environ["EVERGREEN_MODEL_CACHE"]) != self._shared:
             return
-        told = [Model.load(str(path.parent)).flavors["python_function"] for path in self._folder.glob("*/*/MLmodel")]
-        needed = {content for one in told for content in one.get("config", {}).get("shared_content", {}).values()}
+        told = [
+            Model.load(str(path.parent)).flavors["python_function"].get("config", {})
+            for path in self._folder.glob("*/*/MLmodel")
+        ]
+        needed = {content for one in told for content in one.get("shared_content", {}).values()}
+        # by its address does a version find it whose code is of before 2026-12
+        needed |= {quote(address, safe="") for one in told for address in one.get("shared", {}).values()}
         for path in self._shared.glob("[!.]*"):  # with a dot begins what is being fetched
             if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
