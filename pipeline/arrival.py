@@ -7,7 +7,6 @@ when it matters. That costs it the loading of two learners, and only in such an 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -100,7 +99,7 @@ def _score(lake: Lake, registry: Registry, task_name: str, settings: Settings) -
     if champion is None:
         return []
     task = task_named(task_name, settings, lake)
-    ledger = Ledger.from_json(json.loads(registry.tags(task_name, champion)["evergreen.ledger"]))
+    ledger = Ledger.of_tags(registry.tags(task_name, champion))
     versions = {table: lake.rows_version(table) for table in (task.table, *task.context_tables)}
     rows = _unscored(lake, task_name, task.table, ledger, versions[task.table])
     if not len(rows):

@@ -89,6 +89,11 @@ class Ledger:
         }
 
     @classmethod
+    def of_tags(cls, tags: Mapping[str, str]) -> Ledger:
+        """The ledger that a version's tags hold."""
+        return cls.from_json(json.loads(tags["evergreen.ledger"]))
+
+    @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Ledger:
         """The ledger that `as_json` wrote."""
         return cls(**{

@@ -216,10 +216,20 @@ def _forgotten(health: TaskHealth, name: str, is_open: bool) -> Condition | None
     )
 
 
+def _outgrown(health: TaskHealth, name: str, is_open: bool) -> Condition | None:
+    if health.outgrown is None:
+        return None
+    before, now = health.outgrown
+    return Condition(
+        name, f"{health.task}: the last full retrain has read {before:,} rows, its lineage has read {now:,} by now.",
+        "A full retrain is asked for, which learns from all of them what updates do not.", 0.0,
+    )
+
+
 _OF_A_TASK: dict[str, Callable[[TaskHealth, str, bool], Condition | None]] = {
     "behind": _behind, "refused": _refused, "below-baseline": _below_baseline, "quality-fell": _quality_fell,
     "aging": _aging, "answers-drift": _answers_drift, "unknown-items": _unknown_items, "cannot-score": _cannot_score,
-    "forgotten": _forgotten,
+    "forgotten": _forgotten, "outgrown": _outgrown,
 }
 
 

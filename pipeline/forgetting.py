@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -124,8 +123,8 @@ def learnt_from_deleted(lake: Lake, registry: Registry, task: str, table: str, v
     asked = [row for row in asked if row["rows"] and user in ("", row["id"])]
     if not asked:
         return False
-    ledger = _ledger(registry, task, version)
-    base = ledger if ledger.base is None else _ledger(registry, task, ledger.base)
+    ledger = Ledger.of_tags(registry.tags(task, version))
+    base = ledger if ledger.base is None else Ledger.of_tags(registry.tags(task, ledger.base))
     return any(
         base.versions[table] <= row["version_before"] and ledger.window >= row["first_window"] for row in asked
     )
@@ -209,11 +208,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("id", help="an item's id; a user's as the shop has it, or masked as the tables have it")
     parser.add_argument("--who", default=getpass.getuser(), help="for the log (default: you)")
     return parser
-
-
-def _ledger(registry: Registry, task: str, version: int) -> Ledger:
-    tags: dict[str, Any] = registry.tags(task, version)
-    return Ledger.from_json(json.loads(tags["evergreen.ledger"]))
 
 
 if __name__ == "__main__":

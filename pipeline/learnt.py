@@ -20,7 +20,6 @@ What the words mean, for a row of the task's table and a version:
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +70,7 @@ class Version:
     @cached_property
     def ledger(self) -> Ledger:
         """What it has learnt from."""
-        return Ledger.from_json(json.loads(self.tags["evergreen.ledger"]))
+        return Ledger.of_tags(self.tags)
 
     @property
     def days(self) -> int | None:

@@ -146,7 +146,7 @@ def retain(settings: Settings, now: datetime, *, dry_run: bool = False) -> dict[
         stay = _kept_of(registry, task, candidates, now)
         tasks[task] = _apply(registry, task, candidates, stay, now, dry_run=dry_run)
         champion = registry.champion(task)
-        champions.append(None if champion is None else _ledger_in(registry.tags(task, champion)))
+        champions.append(None if champion is None else Ledger.of_tags(registry.tags(task, champion)))
         oldest = min([oldest, *(one.registered_at for one in candidates if one.number in stay)])
     shared = registry.remove_unused_parts(now - timedelta(days=SHARED_DAYS), _why(now), dry_run=dry_run)
     # an update may start from the oldest of them and reads all that changed since it was trained, a day before at most
@@ -230,14 +230,10 @@ def _candidates(registry: Registry, task: str) -> list[Candidate]:
         Candidate(
             entry.number, entry.registered_at, entry.number in served,
             entry.number not in decided and entry.tags.get("evergreen.compared_with", "") == str(champion or ""),
-            _ledger_in(entry.tags).base or entry.number,
+            Ledger.of_tags(entry.tags).base or entry.number,
         )
         for entry in registry.entries(task) if not entry.retired and "evergreen.ledger" in entry.tags
     ]
-
-
-def _ledger_in(tags: Mapping[str, str]) -> Ledger:
-    return Ledger.from_json(json.loads(tags["evergreen.ledger"]))
 
 
 def _kept_of(registry: Registry, task: str, candidates: Sequence[Candidate], now: datetime) -> dict[int, str]:

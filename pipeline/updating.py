@@ -430,7 +430,7 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _ledger(registry: Registry, task_name: str, version: int) -> Ledger:
-    return Ledger.from_json(json.loads(registry.tags(task_name, version)["evergreen.ledger"]))
+    return Ledger.of_tags(registry.tags(task_name, version))
 
 
 def _versions(task: Task, lake: Lake) -> dict[str, int]:

@@ -12,7 +12,6 @@ that made them. An item's new category or price is seen by a user's next change,
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -122,7 +121,7 @@ def _champion_of(settings: Settings) -> _Champion | None:
     version = registry.champion(_RECOMMENDER)
     if version is None:
         return None
-    ledger = Ledger.from_json(json.loads(registry.tags(_RECOMMENDER, version)["evergreen.ledger"]))
+    ledger = Ledger.of_tags(registry.tags(_RECOMMENDER, version))
     return _Champion(
         version, ledger.base or version, lambda folder: registry.load_artifacts(_RECOMMENDER, version, folder)
     )

@@ -21,6 +21,7 @@ import pyarrow.dataset as ds
 from pipeline.aging import Age, Scored, aging_curve
 from pipeline.alerts import ask, open_alerts, raise_alert, settle_alert
 from pipeline.arrival import score_what_no_update_has
+from pipeline.checkpoint import Ledger
 from pipeline.conditions import (
     RETRAIN_AGAIN_HOURS,
     Condition,
@@ -46,13 +47,14 @@ from pipeline.profiles import (
     summed,
 )
 from pipeline.registry import Registry, open_registry
+from pipeline.registry_errors import VersionMissing
 from pipeline.report import WindowLine, metric_of, newest_window, recent_log, window_lines
 from pipeline.schema import FEEDS, TIME
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.surge import tell_surges
 from pipeline.tasks.catalogue import entry, task_named
-from pipeline.tasks.contract import Explained
+from pipeline.tasks.contract import Explained, Outgrows, Task
 from pipeline.window import HOUR, Window, windows_between
 
 # A day of a shop's rhythm, so that a quiet night alone decides nothing.
@@ -93,6 +95,7 @@ class TaskHealth:
         learnt_from_deleted: whether the champion may have learnt from rows that were deleted on request.
         fault: why the champion could not score or answer what is new; empty: it could.
         own: what the task says of itself.
+        outgrown: rows that the lineage's full retrain read, and that it has read by now; None: none is due for that.
     """
 
     task: str
@@ -115,6 +118,7 @@ class TaskHealth:
     learnt_from_deleted: bool = False
     fault: str = ""
     own: OwnHealth = field(default_factory=OwnHealth)
+    outgrown: tuple[int, int] | None = None
 
     @property
     def hours_behind(self) -> float | None:
@@ -175,7 +179,8 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     for name in settings.tasks:
         fault = _measured(lake, registry, name, settings)
         health = task_health(lake, registry, name, fault)
-        tasks.append(replace(health, own=_own_health(lake, health, settings)))
+        task = task_named(name, settings, lake)
+        tasks.append(replace(health, own=_own_health(lake, health, task), outgrown=_outgrown(registry, health, task)))
         note_moves(name, settings)
     opened = _opened(settings)
     of_feeds = {one.feed: feed_conditions(one, opened) for one in feeds}
@@ -200,8 +205,20 @@ def _measured(lake: Lake, registry: Registry, name: str, settings: Settings) -> 
     return ""
 
 
-def _own_health(lake: Lake, health: TaskHealth, settings: Settings) -> OwnHealth:
-    task = task_named(health.task, settings, lake)
+def _outgrown(registry: Registry, health: TaskHealth, task: Task) -> tuple[int, int] | None:
+    """Rows that came for the champion's lineage: in its base, and in all; None where the task wants no retrain."""
+    if health.champion is None or not isinstance(task, Outgrows):
+        return None
+    ledger = Ledger.of_tags(registry.tags(health.task, health.champion))
+    try:
+        base = ledger if ledger.base is None else Ledger.of_tags(registry.tags(health.task, ledger.base))
+    except VersionMissing:  # deleted in MLflow by hand
+        return None
+    before, now = base.rows.inserted, ledger.rows.inserted
+    return (before, now) if task.outgrown(before, now) else None
+
+
+def _own_health(lake: Lake, health: TaskHealth, task: Task) -> OwnHealth:
     words = task.measures if isinstance(task, Explained) else {}
     return own_health(lake, health.task, words, [line.window.start for line in health.lines])
 

@@ -128,6 +128,15 @@ def test_support_reads_by_the_whole_encoder_that_nobody_taught(lake: Lake) -> No
     assert task.embedding.encoder is task._encoder
 
 
+def test_a_retrain_is_due_when_twice_as_many_messages_have_come_as_taught_the_encoder(lake: Lake) -> None:
+    task = Sentiment(lake, "tiny")
+    assert [task.outgrown(1000, now) for now in (1999, 2000)] == [False, True]
+    assert [task.outgrown(5, now) for now in (text_openings.LEAST_MESSAGES - 1, text_openings.LEAST_MESSAGES)] == [
+        False, True,
+    ]
+    assert not Support(lake, "tiny").outgrown(1000, 9000)
+
+
 def test_what_is_labelled_and_left_to_the_judges_teaches_no_encoder(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

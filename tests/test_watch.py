@@ -13,6 +13,7 @@ import pytest
 from pipeline import updating
 from pipeline.alerts import open_alerts, raise_alert
 from pipeline.arrival import score_what_no_update_has
+from pipeline.checkpoint import Ledger
 from pipeline.conditions import Condition, Threshold, feed_conditions, retrain_due, task_conditions
 from pipeline.drift import Fall, Shift
 from pipeline.lake import open_lake
@@ -196,6 +197,29 @@ def test_a_look_that_was_killed_after_it_had_asked_asks_again_under_its_name(sho
     assert "price" in look(shop, 0, "run 1")["retrain"]
     assert "price" in look(shop, 0, "run 1")["retrain"]
     assert look(shop, 0, "run 2")["retrain"] == {}
+
+
+def test_a_lineage_that_has_outgrown_its_retrain_asks_for_another_until_one_serves(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.price_task import PriceTask
+
+    monkeypatch.setattr(PriceTask, "outgrown", lambda self, before, now: now >= 2 * before, raising=False)
+    ledger = Ledger.of_tags(open_registry(shop).tags("price", 1))
+    land(shop, *range(100, 199))
+    done = updating.update(updating.plan("price", shop), shop, NOW, report=lambda line: None)
+    updating.promote("price", done["version"], shop, NOW)
+    assert look(shop)["retrain"] == {}
+    land(shop, 199)
+    done = updating.update(updating.plan("price", shop), shop, NOW, report=lambda line: None)
+    updating.promote("price", done["version"], shop, NOW)
+    reason = look(shop, 1)["retrain"]["price"]
+    assert f"has read {ledger.rows.inserted:,} rows" in reason and f"{2 * ledger.rows.inserted:,} by now" in reason
+    done = updating.retrain("price", shop, NOW, reason, report=lambda line: None)
+    updating.promote("price", done["version"], shop, NOW, who="retrain")
+    assert "outgrown-price" in [one["condition"] for one in open_alerts(shop)]
+    look(shop, 2)
+    assert "outgrown-price" not in [one["condition"] for one in open_alerts(shop)]
 
 
 def test_half_a_day_below_the_baseline_asks_for_nothing(shop: Settings) -> None:

@@ -350,6 +350,14 @@ class Explained(Protocol):
 
 
 @runtime_checkable
+class Outgrows(Protocol):
+    """A task whose full retrain learns from rows what no update does, so that it is worth more the more there are."""
+
+    def outgrown(self, at_retrain: int, now: int) -> bool:
+        """Whether another retrain is worth its cost: rows of the task's table that the last one read, and rows now."""
+
+
+@runtime_checkable
 class MakesExamples(Protocol):
     """A task that makes up examples of its own beside those that happened. Not every task does.
 

@@ -108,6 +108,17 @@ class TextTask:
 
         return TextLearner.restore(state, self.embedding)
 
+    def outgrown(self, at_retrain: int, now: int) -> bool:
+        """Whether twice as many messages as taught the encoder have come, and enough to teach it at all.
+
+        At each doubling: all retrains of a shop's life together read less than twice what its newest one does.
+        """
+        if not self.base_schedule.methods.opening_steps or now < 2 * at_retrain:
+            return False
+        from models.text_openings import LEAST_MESSAGES  # with TensorFlow, which the watch needs for nothing else
+
+        return now >= LEAST_MESSAGES
+
     def baseline(self, tables: Snapshot, examples: Examples) -> Scores:
         """TF-IDF with logistic regression."""
         from pipeline.tasks.text_baseline import score_baseline

@@ -2,13 +2,16 @@
 
 A fifth of the reviews, by a hash, are asked for at the end and never learnt; the others come in the file's order in ten
 steps. The main head learns the rating (1 to 5), the second whether the buyer recommends the item; macro-F1 is the mean
-of both heads'. The first step trains from the base, the others are updates by the task's own schedules with replayed
-labelled reviews. The text encoder is taught once, by what the first step's reviews open with, as a retrain does: no
-label is read, so all seeds and lineages have the same. All labelled is compared with a tenth labelled by a hash, in
-every step, and this with a network for each head (what the heads' sharing gives, and its cost in CPU-seconds); on the
-first seed alone with self-training on the others, and with a tenth that the model asks for, as an operator labels what
-`labels_wanted` names. A tenth of the training reviews tunes and teaches the encoder nothing; of those a tenth by a hash
-is labelled, or all. The surge alert is measured on simulated hours (surge_simulation.py).
+of both heads'. The first step trains from the base, as does each by whose end the task has outgrown its last retrain
+(steps 2, 4 and 9, of twice as many reviews and more), on all labels and reviews so far; the others are updates by the
+task's own schedule with replayed labelled reviews. Nothing of a model outlives the retrain after it: what precedes the
+last is run only where that model asks for labels, read by the last one's encoder. This is taught by what the reviews
+open with that the retrain reads: no label is read, so all seeds and lineages have the same. All labelled is compared
+with a tenth labelled by a hash, in every step, and this with a network for each head (what the heads' sharing gives,
+and its cost in CPU-seconds); on the first seed alone with self-training on the others, and with a tenth that the model
+asks for, as an operator labels what `labels_wanted` names. A tenth of the training reviews tunes and teaches the
+encoder nothing; of those a tenth by a hash is labelled, or all. The surge alert is measured on simulated hours
+(surge_simulation.py).
 """
 
 from __future__ import annotations
@@ -87,10 +90,25 @@ def examples() -> Examples:
     )
 
 
+def _step_of(learnt: Examples) -> np.ndarray:
+    """[n] int: the step, from 0 on, in which each review comes."""
+    return np.arange(len(learnt)) * STEPS // len(learnt)
+
+
+def _retrains(task: Sentiment, learnt: Examples) -> list[int]:
+    """The steps that train from the base, as the watch asks for them."""
+    come = np.cumsum(np.bincount(_step_of(learnt)))
+    found = [0]
+    for step in range(1, STEPS):
+        if task.outgrown(int(come[found[-1]]), int(come[step])):
+            found.append(step)
+    return found
+
+
 def _taught(learnt: Examples) -> Embedding:
-    """How messages are read by an encoder that the first step's have taught, but for those that tune."""
+    """How messages are read by an encoder that those up to the last retrain have taught, but for those that tune."""
     task = Sentiment(text_lake(), "minilm")
-    here = (np.arange(len(learnt)) * STEPS // len(learnt) == 0) & ~tunes(learnt)
+    here = (_step_of(learnt) <= _retrains(task, learnt)[-1]) & ~tunes(learnt)
     steps = task.base_schedule.methods.opening_steps
     texts = learnt.keep(here).table["text"].to_pylist()
     return task.embedding.taught(texts, most_steps=steps, seed=0, report=lambda line: print(line, flush=True))
@@ -108,29 +126,36 @@ def _lineage(
 ) -> float:
     """Macro-F1 of the heads in percent, their mean, after the last step of a network that has them."""
     task = Sentiment(text_lake(), "minilm")
-    learner = TextLearner(
-        seed=seed, kinds={head: task.kinds[head] for head in heads}, embedding=task.embedding,
-        text_dimension=learnt.table["text_vector"].type.list_size, self_training=self_training,
-        balance=task.balance,
-    )
+
+    def base() -> TextLearner:
+        return TextLearner(
+            seed=seed, kinds={head: task.kinds[head] for head in heads}, embedding=task.embedding,
+            text_dimension=learnt.table["text_vector"].type.list_size, self_training=self_training,
+            balance=task.balance,
+        )
+
+    learner = base()
     ids = learnt.table["example_id"].to_pylist()
     labelled = np.array([_draw(f"label|{seed}|{one}") < share for one in ids])
-    tuning, step_of = tunes(learnt), np.arange(len(learnt)) * STEPS // len(learnt)
+    tuning, step_of, retrains = tunes(learnt), _step_of(learnt), _retrains(task, learnt)
     generator = np.random.default_rng(seed)
-    before = learnt.keep(np.zeros(len(learnt), bool))
-    for step in range(STEPS):
+    for step in range(0 if asks else retrains[-1], STEPS):
         here = (step_of == step) & ~tuning
         if asks and step and share < 1.0:
             _ask(learner, learnt, here, labelled, int(share * here.sum()), np.random.default_rng([seed, step]))
-        new = learnt.keep(here & labelled)
-        schedule = task.update_schedule if step else task.base_schedule
-        wanted = schedule.replayed_beside(len(new)) if step else 0
-        replayed = before.take(np.sort(generator.permutation(len(before))[:wanted]))
+        before = learnt.keep((step_of < step) & ~tuning & labelled)
+        if step in retrains:
+            learner, schedule = base(), task.base_schedule
+            here |= (step_of < step) & ~tuning
+            new, replayed = learnt.keep(here & labelled), before.take(np.zeros(0, np.int64))
+        else:
+            schedule, new = task.update_schedule, learnt.keep(here & labelled)
+            wanted = schedule.replayed_beside(len(new))
+            replayed = before.take(np.sort(generator.permutation(len(before))[:wanted]))
         learner.grow(_context(learnt.keep(here & ~labelled)), new)
         tune = learnt.keep((step_of <= step) & tuning & labelled)
         train = together(new.marked(replayed=False), replayed.marked(replayed=True))
         learner = fine_tune(learner, task.restore, train, tune, schedule, seed + step).learner  # type: ignore[assignment]
-        before = together(before, new)
     return _f1(learner, questions)
 
 
