@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from .text_encoder import TextEncoder
 
-# Fewer messages hold few openings of each word, and 100 steps would be many passes over the same ones: what was
-# measured are the 1,600 of the clothing reviews' first step (tests/benchmarks/task_sentiment.py).
+# Fewer messages hold few openings of each word, and 100 steps would be many passes over the same ones. The fewest that
+# were measured are 1,600 clothing reviews (a study); tests/benchmarks/task_sentiment.py teaches by ten times as many.
 LEAST_MESSAGES = 1000
 LEAST_TOKENS = 24  # of what follows: a line or two of small talk foretells nothing
 PASSES = 4  # at most: then steps follow from the number of messages
