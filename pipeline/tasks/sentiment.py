@@ -33,8 +33,8 @@ class Sentiment(TextTask):
     # many small ones as here, 59.7 with twice as many at twice the rate.
     # Clothing reviews, a fifth of the training ones asked for (studies): macro-F1 of a tenth labelled is 62.9 (all:
     # 66.5, one seed) where 1,600 reviews taught the encoder in 265 steps, and 64.9 (all: 67.1) where 13,000 did in
-    # 1,060, three seeds. Hence `TextTask.outgrown`. In 2,120 steps 65.4, beside 64.0 in 1,060 (a tenth learnt at once,
-    # eight runs each); these are 22 CPU-minutes on a slow machine, in each retrain.
+    # 1,060, three seeds. Hence `TextTask.outgrown`. In 2,120 steps 65.4 (all: 68.1), beside 64.0 in 1,060 (a tenth
+    # learnt at once, eight runs each; all, three); these are 20 CPU-minutes on a slow machine, in each retrain.
     base_schedule = Schedule(
         learning_rate=5e-4, warmup_steps=20, epochs=20, patience_epochs=4, batch_size=32, decay="linear",
         enough_steps=4000,  # of many labels, fewer passes
