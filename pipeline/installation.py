@@ -220,15 +220,11 @@ class Installation(Place):
             connection.close()
 
     def _create_pools(self) -> None:
-        """A pool that does not exist leaves its tasks scheduled for ever."""
-        path = self.home / "airflow" / "pools.json"
-        path.write_text(json.dumps({
-            "evergreen_learning": {
-                "slots": 1, "include_deferred": False,
-                "description": "Training jobs: one uses all cores of a small machine. Raise it where workers are many.",
-            }
-        }))
-        self._run([sys.executable, "-m", "airflow", "pools", "import", str(path)])
+        """A pool that does not exist leaves its tasks scheduled for ever; one that does has the slots it was given."""
+        pools = [sys.executable, "-m", "airflow", "pools"]
+        if self._ended([*pools, "get", "evergreen_learning"]).returncode:
+            what = "Training jobs: one uses all cores of a small machine. Raise it where workers are many."
+            self._run([*pools, "set", "evergreen_learning", "1", what])
 
     def _database_answers(self) -> bool:
         import psycopg2
@@ -275,13 +271,16 @@ class Installation(Place):
         return done.stdout.strip()
 
     def _run(self, command: Sequence[str]) -> None:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment, cwd=self.home, check=False
-        )
+        done = self._ended(command)
         if done.returncode:
             raise InstallationError(
                 f"`{' '.join(command)}` ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}"
             )
+
+    def _ended(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, capture_output=True, text=True, env=self.environment, cwd=self.home, check=False
+        )
 
     def _wait(self, what: str, answers: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS

@@ -220,3 +220,19 @@ def test_what_dies_is_started_again(shop: InstalledShop, program: str) -> None:
         }
         new = psutil.Process(installation.pid_of(program))
         assert listening <= {new.pid, *(child.pid for child in new.children(recursive=True))}
+
+
+def test_an_operators_slots_stay_when_the_installation_starts_again(shop: InstalledShop) -> None:
+    name = "evergreen_learning"
+
+    def give(slots: int) -> None:
+        asked = {"pool": name, "slots": slots, "include_deferred": False}
+        shop.airflow.request("PATCH", f"/pools/{name}", params={"update_mask": "slots"}, json=asked)
+
+    assert shop.airflow.request("GET", f"/pools/{name}")["slots"] == 1
+    give(2)
+    try:
+        shop.installation.up(lambda line: None)
+        assert shop.airflow.request("GET", f"/pools/{name}")["slots"] == 2
+    finally:
+        give(1)
