@@ -26,7 +26,7 @@ LEAST_TOKENS = 24  # of what follows: a line or two of small talk foretells noth
 PASSES = 4  # at most: then steps follow from the number of messages
 BATCH = 16
 MOST_TOKENS = 64  # of them are read: twice as many cost two and a half times as much
-TAUGHT_BLOCKS = 2
+TAUGHT_BLOCKS = 2  # a tenth of the clothing reviews labelled (a study): macro-F1 65.4, with four blocks 63.4
 LEAST_OPENINGS = 3  # that a word must be in: what one customer writes foretells nothing
 # Clothing reviews, 200 steps on those of the first step, then logistic regression on the tuning tenth in five folds:
 # log loss of rating and recommendation 0.893 and 0.243 before, 0.854 and 0.232 at 1e-4, 0.847 and 0.228 at 3e-4; at
