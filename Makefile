@@ -50,10 +50,13 @@ status: setup ## Say what runs
 	$(RUN) pipeline.installation status
 
 test: setup ## The fast tests (under 5 minutes)
-	$(RUN) pytest -n 2 -m "not slow"
+	$(RUN) pytest -n 2 --dist loadfile -m "not slow"
+
+# three at once, as half of their time they wait for other processes; first those that alone take half of all
+LONGEST := tests/test_scheduler.py
 
 test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9 (EVERGREEN_TEST_KILLS=5)
-	$(RUN) pytest -n 2 --dist loadfile -m slow
+	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .

@@ -204,7 +204,16 @@ CASES: dict[str, tuple[str, bytes, set[str], int, int]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# an ingest takes a second, whatever the case: of each kind of fault one is among the fast tests
+QUICK = {
+    "an empty file", "a file of another feed", "binary noise", "a cut Parquet file", "a NaN price", "an id with a NUL",
+}
+assert set(CASES) >= QUICK
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_bad_input_ends_in_the_quarantine_and_all_else_is_published(settings: Settings, case: str) -> None:
     name, content, allowed, passed, refused = CASES[case]
     put(Path(settings.landing), name, content)

@@ -18,6 +18,8 @@ from pipeline.tasks.recommend_learner import RecommenderLearner
 from tests.test_methods import ITEMS, LESSON, NEW, OLD, restored, same, steps
 from tests.test_recommend_learner import compact_logits, context, untrained
 
+pytestmark = pytest.mark.slow  # three versions of a lineage: off by default
+
 
 @pytest.fixture(scope="module")
 def lineage() -> list[RecommenderLearner]:

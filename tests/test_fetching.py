@@ -69,6 +69,7 @@ def test_a_cache_is_filled_once_and_stays(
     assert sorted((home / "cache").iterdir()) == [first, other] and list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_model_that_is_verified_leaves_no_file(registry: Registry, home: Path, temporary: Path) -> None:
     made = package(home / "package")
     begins = "def load_context(self, context):"
@@ -100,6 +101,7 @@ def test_a_server_keeps_of_what_versions_share_what_those_on_its_disk_are_made_o
     assert [path.name for path in (home / "served" / "shared").iterdir()] == [held]
 
 
+@pytest.mark.slow
 def test_a_verified_model_is_loaded_from_the_registry_and_not_from_a_cache(
     registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,6 +307,7 @@ def test_a_deleted_user_leaves_the_events_and_the_ledger_counts_the_rows(price_s
     assert ledger.rows.inserted - ledger.rows.deleted == len(lake.arrow("events", columns=["event_id"]))
 
 
+@pytest.mark.slow
 def test_versions_that_learnt_from_a_deleted_user_are_named_until_a_retrain_serves(price_shop: Settings) -> None:
     lake, registry = open_lake(price_shop), open_registry(price_shop)
     settings = Settings(**{**vars(price_shop), "tasks": ("price",)})
@@ -360,6 +361,7 @@ def log_of(lake: Lake) -> dict[str, int]:
     return {name: row[name] for name in ("rows_in", "published", "quarantined", "duplicates")}
 
 
+@pytest.mark.slow
 def test_a_backfill_does_not_bring_a_deleted_user_back(tmp_path: Path) -> None:
     settings = landed.settings_of(tmp_path)
     lake, ann = open_lake(settings), Mask(settings.mask_key).value("ann")

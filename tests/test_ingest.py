@@ -250,6 +250,7 @@ def test_a_price_comes_from_the_catalogue_that_lands_in_the_same_hour(settings: 
     assert column(events, "imputed") == ["price_from_catalogue", None]
 
 
+@pytest.mark.slow
 def test_a_year_in_chunks_ends_as_in_one(
     shop: ShopSimulator, shop_landing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def test_every_row_is_learnt_once_and_what_judges_is_not_learnt_before_its_span_
     assert rows.held_out - rows.joined == len(open_ones) and rows.context == len(events) - len(teaching)
 
 
+@pytest.mark.slow
 def test_what_a_lineage_has_learnt_from_has_no_gap_and_its_counts_balance(lake: Lake) -> None:
     """Hours that are inserted, corrected, emptied and refilled, in any order, several between two updates."""
     publish_purchases(lake, *range(10))

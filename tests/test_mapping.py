@@ -52,6 +52,7 @@ def replayed(folder: Path, mapping: str, data: str, name: str = "log.csv") -> tu
     return folder / "landing", source
 
 
+@pytest.mark.slow
 def test_every_row_of_online_retail_lands_and_exact_copies_share_an_id(tmp_path: Path) -> None:
     if not ONLINE_RETAIL.exists():
         pytest.skip(f"Online Retail is not at {ONLINE_RETAIL}; see shared/data/README.md")

@@ -143,6 +143,7 @@ def test_methods_that_are_switched_off_again_leave_nothing_behind(
     assert same(steps(after, LESSON, Methods()), free)
 
 
+@pytest.mark.slow
 def test_a_pull_keeps_dense_weights_and_rows_near_the_start(
     champion: RecommenderLearner, free: RecommenderLearner
 ) -> None:
@@ -169,6 +170,7 @@ def test_ewc_holds_the_weights_that_the_replayed_examples_need(
     assert distance(unheld, champion, is_dense) == pytest.approx(distance(free, champion, is_dense), rel=0.05)
 
 
+@pytest.mark.slow
 def test_fisher_information_is_the_mean_square_of_single_examples_gradients(champion: RecommenderLearner) -> None:
     learner = restored(champion)
     learner.use(Methods(ewc=1.0), LESSON)
@@ -213,6 +215,7 @@ def the_batch(learner: RecommenderLearner, methods: Methods, train: Examples = O
     return dict(batch)
 
 
+@pytest.mark.slow
 def test_a_pace_lengthens_the_steps_of_the_copy_head_alone(champion: RecommenderLearner) -> None:
     before = champion.state().arrays
     moved = {}

@@ -225,7 +225,7 @@ def all_bad_rows(feed: str) -> tuple[Checked, dict[str, range]]:
 def test_row_rule_rejects_its_row_and_keeps_the_good_one(feed: str, rule: str) -> None:
     verdict, of_rule = all_bad_rows(feed)
     assert result_of(verdict, rule)["failed"] == len(of_rule[rule])
-    reasons = dict(zip(verdict.row_breaches["row"].to_pylist(), verdict.row_breaches["reason"].to_pylist(), strict=True))
+    reasons = {breach["row"]: breach["reason"] for breach in verdict.row_breaches.to_pylist()}
     noted = rule in {"unknown_item", "item_without_title"}
     assert [reasons.get(row) for row in of_rule[rule]] == [None if noted else rule] * len(of_rule[rule])
     assert 0 not in reasons
@@ -254,7 +254,8 @@ def all_bad_windows(feed: str) -> tuple[Checked, dict[str, Window]]:
     rules = rules_of(feed, "window")
     hours = {rule: START + timedelta(hours=hour) for hour, rule in enumerate(rules, 1)}
     rejected = [hours[rule] for rule in rules if rule.startswith("rejected") for _ in range(41)]
-    rows = rows_of(feed, GOOD[feed] | {FEEDS[feed].key: "good"}, *[GOOD[feed] | {FEEDS[feed].key: None}] * len(rejected))
+    key = FEEDS[feed].key
+    rows = rows_of(feed, GOOD[feed] | {key: "good"}, *[GOOD[feed] | {key: None}] * len(rejected))
     rows = rows.append_column("landed_window", pa.array([START, *rejected], pa.timestamp("us", tz="UTC")))
     verdict = check(FEEDS[feed], rows, facts_of({}, *(BAD_WINDOWS[rule] for rule in rules)), frozenset())
     return verdict, {rule: Window(hour) for rule, hour in hours.items()}
@@ -568,6 +569,7 @@ def test_a_year_of_a_real_shop_is_not_stopped() -> None:
     assert verdict.row_breaches["row"].to_pylist() == np.flatnonzero(bad).tolist()
 
 
+@pytest.mark.slow
 def test_great_expectations_writes_nothing_into_a_task_s_log() -> None:
     script = """
 import logging

@@ -89,6 +89,7 @@ def test_with_all_items_drawn_the_sampled_loss_is_the_exact_one(
     np.testing.assert_allclose(losses(learner, sampled)[:100], losses(learner, exact)[:100], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_over_many_draws_the_sum_over_the_catalogue_is_estimated_without_bias(
     learner: RecommenderLearner, counted: list[Moment], sampled: pytest.MonkeyPatch
 ) -> None:

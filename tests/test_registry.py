@@ -184,6 +184,7 @@ def test_files_lie_below_home_without_pickle_and_shared_parts_lie_there_once(
         assert "loader_module: mlflow.pyfunc.loaders.code_model" in text and "python_model:" not in text
 
 
+@pytest.mark.slow
 def test_a_consumer_loads_by_alias_in_a_fresh_process(registry: Registry, home: Path) -> None:
     promote(registry, register(registry, home, scale=4.0), None, action="first")
     script = textwrap.dedent("""
@@ -327,6 +328,7 @@ def test_holds_and_rejections_are_logged_once(registry: Registry) -> None:
 # -- verifying --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_that_answers_differently_does_not_serve(home: Path) -> None:
     registry = opened(home, verifies=True)
     for version, answers in ((1, None), (2, 2.5)):
@@ -430,6 +432,7 @@ def test_a_registration_killed_before_any_of_its_writes_leaves_no_half_version(
     assert after.aliases(TASK) == {"challenger": version}
 
 
+@pytest.mark.slow
 def test_of_two_processes_with_the_same_champion_exactly_one_promotes(registry: Registry, home: Path) -> None:
     for _ in range(3):
         light(registry)

@@ -20,6 +20,8 @@ from pipeline.tasks.recommend_texts import pairs
 from pipeline.training import fine_tune
 from tests.small_shop import publish_hours, settings_of, small_shop
 
+pytestmark = pytest.mark.slow  # trains encoders: off by default
+
 ASKED = ["red lamp", "blue mug", "green tea", "dog food", "wall clock", "garden pot", "soap bar", "nut mix"]
 MEANT = ["luminaire", "beaker", "infusion", "animal", "time", "flower", "wash", "snack"]
 

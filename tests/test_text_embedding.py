@@ -80,6 +80,7 @@ def names_in(lake: Lake) -> dict[str, int]:
     return {one["values"]: one["counts"] for one in counts}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_an_update_and_a_package_keep_the_encoder_that_a_retrain_taught(
     lake: Lake, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_what_is_labelled_and_left_to_the_judges_teaches_no_encoder(
     assert learner.vectors_name == ""
 
 
+@pytest.mark.slow
 def test_vectors_of_taught_encoders_leave_when_no_model_in_use_has_them(lake: Lake) -> None:
     task = Sentiment(lake, "tiny")
     learner, texts = retrained(task), messages(0, 5)["text"].to_pylist()

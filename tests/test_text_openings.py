@@ -72,6 +72,7 @@ def test_a_message_parts_after_its_first_sentence_or_line() -> None:
     assert parted("where is my parcel?") is None and parted("") is None
 
 
+@pytest.mark.slow
 def test_messages_that_open_alike_come_nearer_and_the_encoder_that_was_given_stays(tiny: TextEncoder) -> None:
     before, identity, said = apart(tiny), tiny.identity, []
     changes = taught_changes(tiny, messages(), most_steps=12, seed=1, report=said.append)
@@ -100,6 +101,7 @@ def test_too_few_or_too_short_messages_teach_nothing(
     assert taught_changes(tiny, [], most_steps=12, seed=1) == {}
 
 
+@pytest.mark.slow
 def test_a_taught_encoder_is_the_same_when_saved_and_nearly_so_when_compact(tiny: TextEncoder, tmp_path: Path) -> None:
     cut = tiny.cut(0.5)
     taught = changed(cut, taught_changes(cut, messages(), most_steps=12, seed=1))

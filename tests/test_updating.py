@@ -142,6 +142,7 @@ def test_what_was_held_is_learnt_with_the_next_hour(price_shop: Settings, monkey
     assert log(price_shop) == [("first", 1), ("hold", 2)]
 
 
+@pytest.mark.slow
 def test_an_hour_refused_three_times_is_set_aside_and_learnt_when_corrected(price_shop: Settings) -> None:
     land(price_shop, 100, count=60, factor=4.0)
     poisoned = hour(100).start.isoformat()
@@ -253,6 +254,7 @@ class RenewedLearner(PriceLearner):
         return learner
 
 
+@pytest.mark.slow
 def test_a_champion_that_cannot_score_is_a_finding_and_a_person_may_force_the_retrain(
     price_shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +281,7 @@ def test_a_champion_that_cannot_score_is_a_finding_and_a_person_may_force_the_re
     assert not open_alerts(price_shop)
 
 
+@pytest.mark.slow
 def test_an_update_is_held_up_to_the_windows_that_its_lineage_learnt_long_ago(
     price_shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_corrected_hour_of_a_tidied_day_changes_its_rows_alone(lake: Lake) -> 
     assert len(lake.changes("events", done.table_version - 1, done.table_version)) == 12
 
 
+@pytest.mark.slow
 def test_to_put_files_together_is_nothing_to_learn(price_shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = open_lake(price_shop)
     publish_purchases(lake, 101)

@@ -68,6 +68,7 @@ def test_an_hour_that_no_update_has_scored_is_scored_once_by_the_watch(shop: Set
     assert scores(shop) == expected
 
 
+@pytest.mark.slow
 def test_the_hour_is_shown_with_the_watchs_score_and_the_updates_decision(shop: Settings) -> None:
     land(shop, 100)
     look(shop)
@@ -166,6 +167,7 @@ def test_silence_is_told_of_a_live_shop_only(shop: Settings) -> None:
 # --- alerts and requests ---
 
 
+@pytest.mark.slow
 def test_falling_behind_is_one_alert_that_is_settled_when_the_champion_has_caught_up(shop: Settings) -> None:
     land(shop, *range(100, 108))
     assert look(shop)["conditions"] and look(shop, 1)["conditions"]
@@ -199,6 +201,7 @@ def test_a_look_that_was_killed_after_it_had_asked_asks_again_under_its_name(sho
     assert look(shop, 0, "run 2")["retrain"] == {}
 
 
+@pytest.mark.slow
 def test_a_lineage_that_has_outgrown_its_retrain_asks_for_another_until_one_serves(
     shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

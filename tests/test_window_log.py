@@ -86,6 +86,7 @@ def test_the_order_in_which_hours_come_does_not_show(order: tuple[int, ...], tmp
     assert_as_if_fresh(settings, corrected, tmp_path / "corrected")
 
 
+@pytest.mark.slow
 def test_hours_apart_from_each_other_yield_to_the_hour_between_them(tmp_path: Path) -> None:
     landings = ((), (("e1", 1.0),), (("e1", 2.0),), ())
     settings = settings_of(tmp_path / "ours")
@@ -98,6 +99,7 @@ def test_hours_apart_from_each_other_yield_to_the_hour_between_them(tmp_path: Pa
     assert_as_if_fresh(settings, landings, tmp_path / "fresh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["record_windows", "recount_windows"])
 def test_a_kill_after_publishing_leaves_no_neighbour_miscounted(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +116,7 @@ def test_a_kill_after_publishing_leaves_no_neighbour_miscounted(
     assert_as_if_fresh(settings, LANDINGS, tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_a_log_that_is_right_is_not_written(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     for hour, landing in enumerate(LANDINGS):
