@@ -25,6 +25,7 @@ WINDOW_FACTS = pa.schema(  # one row a window: what the window suites judge
     [
         pa.field("landed_window", TIME, nullable=False),
         pa.field("files", pa.int64(), nullable=False),
+        pa.field("files_gone", pa.int64(), nullable=False),  # it was published from so many, and has none any more
         pa.field("rows_in", pa.int64(), nullable=False),
         pa.field("readable", pa.int64(), nullable=False),  # typed rows, before duplicates and row checks
         pa.field("quarantined", pa.int64(), nullable=False),  # by landing and cleaning
@@ -103,6 +104,7 @@ def fact_in_words(facts: pa.Table, column: str, place: int) -> str:
         "late_share": f"{_percent(value)} of the rows are late ({fact['late']:,} of {readable:,})",
         "unknown_item_share": f"{_percent(value)} of the rows are on unknown items ({fact['unknown_items']:,} of "
                               f"{fact['item_rows']:,})",
+        "files_gone": f"no file is left; it was published from {_number(value)}",
         "price_times_known": f"the median price is {_times(value)} what the catalogue last had",
         "usable_rows": f"{value} usable rows of {fact['rows_in']:,}",
         "times_usual": f"{fact['rows_in']:,} rows, usual are {_number(fact['usual_rows'])}",
@@ -198,18 +200,20 @@ def user_widths(rows: pa.Table, catalogue: pa.Table) -> pa.Array:
 
 
 @dataclass
-class UsualRows:
-    """How many rows landed in the hours before: the window log, and the windows of this call."""
+class LandedBefore:
+    """What landed before: of each hour in the window log its rows and files, and the rows of this call's windows."""
 
     rows_in: dict[datetime, int]
+    files: dict[datetime, int]
 
     @classmethod
-    def of(cls, log: pa.Table, feed: Feed) -> UsualRows:
+    def of(cls, log: pa.Table, feed: Feed) -> LandedBefore:
         """From the window log."""
         log = log.filter(pc.equal(log["feed"], feed.name))
-        return cls(dict(zip(log["landed_window"].to_pylist(), log["rows_in"].to_pylist(), strict=True)))
+        hours = log["landed_window"].to_pylist()
+        return cls(*(dict(zip(hours, log[name].to_pylist(), strict=True)) for name in ("rows_in", "files")))
 
-    def before(self, start: datetime) -> float | None:
+    def usual_rows(self, start: datetime) -> float | None:
         """The median of the same hour: of up to 4 same weekdays before, else of up to 7 days before."""
         for step, count in ((timedelta(weeks=1), _HISTORY_WEEKS), (timedelta(days=1), _HISTORY_DAYS)):
             past = [start - step * number for number in range(1, count + 1)]
@@ -218,6 +222,10 @@ class UsualRows:
                 return float(median(found))
         return None
 
+    def files_gone(self, start: datetime, files: int) -> int:
+        """How many files an hour was published from of which none is left, now that it has `files`."""
+        return 0 if files else self.files.get(start, 0)
+
 
 def window_facts(
     feed: Feed,
@@ -225,7 +233,7 @@ def window_facts(
     rows: pa.Table,
     copies: pa.Table,
     refused_windows: pa.ChunkedArray,
-    usual: UsualRows,
+    before: LandedBefore,
 ) -> pa.Table:
     """WINDOW_FACTS of some windows, each as if it had come alone: a bulk is judged like its hours.
 
@@ -236,7 +244,7 @@ def window_facts(
             the row's item; null: it names none) and `price_ratio` (`price_ratios`).
         copies: those of them that are not the first of their key.
         refused_windows: `landed_window` of each row that landing or cleaning refused.
-        usual: what landed before; gains these windows.
+        before: what landed before; gains these windows, but for those whose files are gone.
     """
     starts = np.array([window.start.timestamp() for window in files]) * 1e6
 
@@ -256,16 +264,20 @@ def window_facts(
     latest = rows.group_by("landed_window").aggregate([(feed.time, "max")])
     newest[places(latest["landed_window"])] = latest[f"{feed.time}_max"].cast(pa.int64()).to_numpy()
     minutes = np.where(readable > 0, (starts + 3.6e9 - newest) / 6e7, np.nan)
-    usual.rows_in |= {window.start: int(n) for window, n in zip(files, rows_in, strict=True)}
+    gone = [before.files_gone(window.start, count) for window, count in files.items()]
+    before.rows_in |= {
+        window.start: int(n) for window, n, lost in zip(files, rows_in, gone, strict=True) if not lost
+    }
     columns = {
         "landed_window": [window.start for window in files],
         "files": list(files.values()),
+        "files_gone": gone,
         "rows_in": rows_in,
         "readable": readable,
         "quarantined": refused,
         "duplicates": count(places(_later_in_their_window(rows, copies, feed))),
         "late": count_where(pc.less(rows["hour"], rows["landed_window"])),
-        "usual_rows": [usual.before(window.start) for window in files],
+        "usual_rows": [before.usual_rows(window.start) for window in files],
         "newest_minutes": pa.array(minutes, from_pandas=True),
         "item_rows": count_where(pc.is_valid(rows["unknown"])),
         "unknown_items": count_where(rows["unknown"]),

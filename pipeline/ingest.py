@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.cleaning import FAULTS_SCHEMA, clean
 from pipeline.copies import first_copies, usable_copies
-from pipeline.facts import USUAL_AFTER, UsualRows, price_ratios, unknown_items, user_widths, window_facts
+from pipeline.facts import USUAL_AFTER, LandedBefore, price_ratios, unknown_items, user_widths, window_facts
 from pipeline.forgetting import Forgotten
 from pipeline.labels import Labels
 from pipeline.lake import Lake, Outdated, Published, deleted_rows, open_lake
@@ -149,10 +149,10 @@ class _Door:
     lake: Lake
     report: Callable[[str], None]
     stopped: list[WindowBreach] = field(default_factory=list)
-    _usual: UsualRows | None = None
+    _before: LandedBefore | None = None
 
     def replace(self, windows: Sequence[Window]) -> Ingested:
-        self._usual = UsualRows.of(self.lake.window_log(since=(windows[0].start - USUAL_AFTER).date()), self.feed)
+        self._before = LandedBefore.of(self.lake.window_log(since=(windows[0].start - USUAL_AFTER).date()), self.feed)
         parts = [self._newest(chunk) for chunk in _chunks(self.feed, windows, self.settings.landing)]
         total = {
             name: sum(getattr(part, name) for part in parts)
@@ -250,12 +250,12 @@ class _Door:
         """The windows' facts, the rows that count, their copies, the verdict, and the rows that it refused."""
         from pipeline.quality import check
 
-        assert self._usual is not None
+        assert self._before is not None
         firsts, copies = first_copies(rows, self.feed)
         refused = [landed.refused["landed_window"], landed.rows["landed_window"].take(faults["landed_row"])]
         files = {window: len(landed.manifests[window]) for window in windows}
         at = pa.chunked_array([chunk for column in refused for chunk in column.chunks], TIME)
-        facts = window_facts(self.feed, files, rows, copies, at, self._usual)
+        facts = window_facts(self.feed, files, rows, copies, at, self._before)
 
         def verdict(some: pa.Table, *, of_copies: bool = False) -> Checked:
             given = [some[name].combine_chunks() for name in ("unknown", "user_width")]

@@ -9,6 +9,7 @@ import gzip
 import json
 import random
 import resource
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -332,6 +333,21 @@ def test_a_window_of_noise_alone_is_stopped_and_the_others_are_published(setting
     assert published(lake) == {WINDOWS[0].start: GOOD, WINDOWS[2].start: GOOD}
     assert set(column(lake.window_log(), "landed_window")) == {WINDOWS[0].start, WINDOWS[2].start}
     assert len(lake.arrow("quarantine")) == 0
+
+
+def test_an_hour_whose_files_are_gone_keeps_its_rows_until_an_empty_file_withdraws_them(settings: Settings) -> None:
+    ingest(WINDOWS, settings, report=lambda _: None, feeds=["events"])
+    lake, folder = open_lake(settings), Path(settings.landing) / "events" / WINDOW.folder
+    shutil.rmtree(folder)
+    for windows in (WINDOWS, [WINDOW]):
+        with pytest.raises(WindowStopped, match="no file is left; it was published from 1"):
+            ingest(windows, settings, report=lambda _: None, feeds=["events"])
+        assert published(lake) == dict.fromkeys((window.start for window in WINDOWS), GOOD)
+        assert log_of(lake)["published"] == GOOD
+    put(Path(settings.landing), "none.jsonl", b"")
+    ingest([WINDOW], settings, report=lambda _: None, feeds=["events"])
+    assert published(lake) == {WINDOWS[0].start: GOOD, WINDOWS[2].start: GOOD}
+    assert log_of(lake)["files"] == 1
 
 
 def test_a_stopped_window_leaves_what_it_had_published_before(settings: Settings) -> None:

@@ -119,6 +119,7 @@ BAD_SHAPES = {
 }
 # rule -> facts of a window that it rejects; the good window has 1,000 rows, 1,000 usual
 BAD_WINDOWS: dict[str, dict[str, Any]] = {
+    "files_gone": {"files": 0, "files_gone": 2, "rows_in": 0, "readable": 0, "newest_minutes": None, "item_rows": 0},
     "unreadable_share_critical": {"quarantined": 501},
     "unreadable_share_high": {"quarantined": 201},
     "rejected_share_critical": {"readable": 50},
@@ -151,6 +152,7 @@ def rows_of(feed: str, *rows: dict[str, Any]) -> pa.Table:
 def facts_of(*windows: dict[str, Any]) -> pa.Table:
     good = {
         "files": 1,
+        "files_gone": 0,
         "rows_in": 1_000,
         "readable": 1_000,
         "quarantined": 0,

@@ -148,6 +148,7 @@ def facts_of(rows: int) -> pa.Table:
     fact = {
         "landed_window": _START,
         "files": 12,
+        "files_gone": 0,
         "rows_in": rows,
         "readable": rows,
         "quarantined": 0,
