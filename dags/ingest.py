@@ -20,6 +20,11 @@ window in its table in one transaction. Running a window again is harmless: an u
 ### How to backfill
 **Trigger → Backfill**, choose the range of hours (a run named 05:00 is the hour 05:00 to 06:00), choose *All runs*
 to take in hours that were ingested before, and *Max Active Runs* 4. The updates learn whatever differs, once.
+An hour whose files are no longer in the landing zone keeps its rows, and its run fails and says so.
+
+### When a file comes late
+A file that came after its hour was taken in is found by the next hour's run, up to as many hours later as rows may be
+late (48). Its hour is taken in again first; where it breaks a critical rule, an alert says so.
 
 ### How to run one hour, or to load history, by hand
 **Trigger → Single Run** and fill in `window` (for example `2011-11-14T09:00Z`); with `until` all hours from
@@ -63,6 +68,7 @@ with DAG(
         """Reads, checks and publishes the run's windows of every feed."""
         from pipeline.alerts import raise_alert, settle_alert
         from pipeline.ingest import ingest
+        from pipeline.latecomers import take_in_late
         from pipeline.quality import WindowStopped
         from pipeline.window import windows_of
 
@@ -70,6 +76,8 @@ with DAG(
         params, run = context["params"], context["dag_run"]
         windows = windows_of(params["window"], params["until"], run.data_interval_start, run.run_after)
         settings = read_settings()
+        if params["window"] is None and run.run_type != "backfill":  # these are about the hours that they name
+            take_in_late(windows[0], settings)
         try:
             done = ingest(windows, settings)
         except WindowStopped as stopped:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -198,6 +199,19 @@ def test_an_operator_backfills_an_hour_in_the_browser_and_reads_its_pages(
         alone = someone.follow("watch", watched, "look", "Health page").locator("main").inner_text()
         assert alone.split("\n\n")[:3] == health.split("\n\n")[:3]  # up to when the watch looked
     assert "failed-ingest" not in [alert["condition"] for alert in open_alerts(shop.settings)]  # it works again
+
+
+def test_a_file_that_came_after_its_hour_is_taken_in_with_the_next(shop: InstalledShop) -> None:
+    hour = Window.containing(datetime.now(UTC) - timedelta(hours=3))
+    folder = shop.landing / "messages" / hour.folder
+    folder.mkdir(parents=True)
+    for number, conf in enumerate(({"window": str(hour)}, None)):
+        message = {"message_id": f"m{number}", "message_time": hour.start.isoformat(), "text": "Where is my parcel?"}
+        (folder / f"{number}.jsonl").write_text(json.dumps(message) + "\n")
+        shop.run("ingest", conf)
+    landed = ds.field("landed_window") == pa.scalar(hour.start, TIME)
+    messages = open_lake(shop.settings).arrow("messages", filter=landed)
+    assert set(messages["message_id"].to_pylist()) == {"m0", "m1"}
 
 
 @pytest.mark.parametrize("program", ["airflow-scheduler", "postgres", "mlflow"])

@@ -1,0 +1,73 @@
+"""Files that came into an hour's folder after the hour had been taken in: their hours are taken in again.
+
+A file that is written as its hour ends is often there a few seconds too late, and an exporter that stood still delivers
+what it owes. The window log has the files of each hour (its manifest), so a look into the landing zone shows what came
+since. An hour that was never taken in is not looked at: how many were missed, an operator sees and backfills. A file
+that was taken away asks for nothing: what removes old files must not remove rows (the rule `files_gone`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+
+import pyarrow.compute as pc
+
+from pipeline.alerts import raise_alert, settle_alert
+from pipeline.ingest import ingest
+from pipeline.lake import open_lake
+from pipeline.landing import LandedFile, LandingZone
+from pipeline.schema import FEEDS, Feed
+from pipeline.settings import Settings
+from pipeline.window import Window, windows_between
+
+
+def take_in_late(before: Window, settings: Settings, report: Callable[[str], None] = print) -> dict[str, list[Window]]:
+    """Takes in again the hours before `before` that have got a file since they were taken in.
+
+    As far back as a late row still counts (`lateness_hours`). An hour that breaks a critical rule keeps the rows that
+    it had, and an alert says so until it is corrected: `before` must not fail for it.
+
+    Returns:
+        feed -> its hours that had late files, oldest first; feeds without any are not in it.
+    """
+    from pipeline.quality import WindowStopped
+
+    found = {}
+    for feed in FEEDS.values():
+        condition = f"late-files-{feed.name}"
+        windows = _with_late_files(feed, before, settings, report)
+        if windows:
+            found[feed.name] = windows
+            try:
+                ingest(windows, settings, report, feeds=[feed.name])
+            except WindowStopped as stopped:
+                report(str(stopped))
+                raise_alert(settings, condition, f"A file came after its hour was taken in, and with it: {stopped}")
+                continue
+        settle_alert(settings, condition)
+    return found
+
+
+def _with_late_files(feed: Feed, before: Window, settings: Settings, report: Callable[[str], None]) -> list[Window]:
+    first = before.start - timedelta(hours=settings.lateness_hours)
+    log = open_lake(settings).window_log(since=first.date())
+    log = log.filter(pc.equal(log["feed"], feed.name))
+    taken_in = {
+        Window(start): json.loads(manifest)
+        for start, manifest in zip(log["landed_window"].to_pylist(), log["manifest"].to_pylist(), strict=True)
+    }
+    zone = LandingZone(settings.landing)
+    hours = [window for window in windows_between(first, before.start) if window in taken_in]
+    late = [file for file in zone.files(feed.name, hours) if _is_late(file, taken_in[file.window], zone)]
+    for file in late:
+        report(f"{feed.name} {file.window}: {file.name} came after the hour was taken in")
+    return sorted({file.window for file in late})
+
+
+def _is_late(file: LandedFile, manifest: dict[str, dict[str, int | str]], zone: LandingZone) -> bool:
+    """Whether a file is new, or of another size; what cannot be opened is in no manifest and is refused once."""
+    if not file.well_named or file.size_bytes < 0 or zone.leaves(file):
+        return False
+    return file.name not in manifest or manifest[file.name]["bytes"] != file.size_bytes
