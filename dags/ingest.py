@@ -25,6 +25,8 @@ An hour whose files are no longer in the landing zone keeps its rows, and its ru
 ### When a file comes late
 A file that came after its hour was taken in is found by the next hour's run, up to as many hours later as rows may be
 late (48). Its hour is taken in again first; where it breaks a critical rule, an alert says so.
+Where files are always some minutes late, have hours taken in so much later: with `EVERGREEN_INGEST_MINUTE=5` the hour
+05:00 to 06:00 at 06:05, by a run that is named 05:05.
 
 ### How to run one hour, or to load history, by hand
 **Trigger → Single Run** and fill in `window` (for example `2011-11-14T09:00Z`); with `until` all hours from
@@ -41,7 +43,7 @@ with DAG(
     dag_id="ingest",
     description="Takes in one hour of each feed: read, check, quarantine, publish in one transaction.",
     doc_md=HELP,
-    schedule=CronDataIntervalTimetable("0 * * * *", timezone="UTC"),
+    schedule=CronDataIntervalTimetable(f"{settings.ingest_minute} * * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),  # a backfill may begin before it
     end_date=settings.schedule_end,
     catchup=False,  # hours that were missed are backfilled by an operator, who sees how many they are

@@ -45,6 +45,8 @@ class Settings:
             any of `DERIVED`.
         lateness_hours: a row may land this long after it happened and still count
             (`EVERGREEN_LATENESS_HOURS`). 48: a shop's exporter that was down for a day catches up within the next.
+        ingest_minute: so many minutes after its end an hour is taken in (`EVERGREEN_INGEST_MINUTE`, 0 to 29: updates
+            follow at 30): as many as the shop's exporter needs to drop the hour's last file.
         absent_columns: columns that this shop's feeds never carry, as `feed.column`
             (`EVERGREEN_ABSENT_COLUMNS`); their expectations are left out.
         expected_feeds: feeds that alert when a window brings no file (`EVERGREEN_EXPECTED_FEEDS`).
@@ -75,6 +77,7 @@ class Settings:
     tasks: tuple[str, ...] = ("recommend",)
     derived: tuple[str, ...] = ()
     lateness_hours: int = 48
+    ingest_minute: int = 0
     absent_columns: frozenset[str] = frozenset()
     expected_feeds: tuple[str, ...] = ("events",)
     seed: int = 20260101
@@ -95,6 +98,8 @@ class Settings:
             )
         if not 0 <= self.lateness_hours <= 24 * 90:
             raise SettingsError(f"EVERGREEN_LATENESS_HOURS must lie in 0..2160; received {self.lateness_hours}.")
+        if not 0 <= self.ingest_minute < 30:  # the sweep of updates, dags/update.py
+            raise SettingsError(f"EVERGREEN_INGEST_MINUTE must lie in 0..29; received {self.ingest_minute}.")
         if self.derived and not self.tasks:
             raise SettingsError(
                 f"EVERGREEN_TASKS must name a task that learns beside {', '.join(self.derived)}; received none. "
@@ -144,6 +149,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         tasks=tuple(name for name in tasks if name not in DERIVED),
         derived=tuple(name for name in tasks if name in DERIVED),
         lateness_hours=_whole("EVERGREEN_LATENESS_HOURS", env.get("EVERGREEN_LATENESS_HOURS", "48")),
+        ingest_minute=_whole("EVERGREEN_INGEST_MINUTE", env.get("EVERGREEN_INGEST_MINUTE", "0")),
         absent_columns=frozenset(_words(env.get("EVERGREEN_ABSENT_COLUMNS", ""))),
         expected_feeds=_words(env.get("EVERGREEN_EXPECTED_FEEDS", "events")),
         seed=_whole("EVERGREEN_SEED", env.get("EVERGREEN_SEED", "20260101")),

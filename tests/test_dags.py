@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.settings import REPOSITORY
+from pipeline.settings import REPOSITORY, SettingsError, read_settings
 
 DAGS = REPOSITORY / "dags"
 HEAVY = ("tensorflow", "keras", "pandas", "mlflow", "great_expectations", "deltalake", "duckdb", "pyarrow", "numpy")
@@ -45,6 +45,7 @@ print("FOUND" + json.dumps({"errors": bag.import_errors, "dags": {
     dag.dag_id: {
         "tags": sorted(dag.tags), "doc": dag.doc_md, "description": dag.description, "catchup": dag.catchup,
         "max_active_runs": dag.max_active_runs, "params": sorted(dag.params),
+        "cron": getattr(dag.timetable, "expression", None),
         "told_of_failure": [type(one).__name__ for one in dag.on_failure_callback or []],
         "tasks": {task.task_id: {
             "retries": task.retries, "timeout": task.execution_timeout and task.execution_timeout.total_seconds(),
@@ -65,7 +66,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("airflow")
     return {
         **os.environ, "AIRFLOW_HOME": str(home), "EVERGREEN_HOME": str(home), "EVERGREEN_MASK_KEY": "k" * 32,
-        "EVERGREEN_TASKS": "recommend,profiles",
+        "EVERGREEN_TASKS": "recommend,profiles", "EVERGREEN_INGEST_MINUTE": "7",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "AIRFLOW__CORE__PLUGINS_FOLDER": str(home),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
     }
@@ -119,6 +120,12 @@ def test_each_dag_tells_an_operator_what_it_does(dags: dict) -> None:
 
 def test_the_ingest_page_says_how_to_backfill(dags: dict) -> None:
     assert "Backfill" in dags["ingest"]["doc"]
+
+
+def test_an_hour_is_taken_in_as_many_minutes_after_its_end_as_the_exporter_needs(dags: dict) -> None:
+    assert dags["ingest"]["cron"] == "7 * * * *"
+    with pytest.raises(SettingsError, match=r"EVERGREEN_INGEST_MINUTE must lie in 0\.\.29; received 30"):
+        read_settings({"EVERGREEN_MASK_KEY": "k" * 32, "EVERGREEN_INGEST_MINUTE": "30"})
 
 
 def test_each_task_has_an_owner_retries_and_a_timeout(dags: dict) -> None:

@@ -32,6 +32,8 @@ def test_a_naive_time_or_half_an_hour_is_no_window(start: datetime) -> None:
 
 def test_a_scheduled_run_is_about_its_interval() -> None:
     assert windows_of(None, None, NINE, NINE + timedelta(hours=1)) == (Window(NINE),)
+    late = timedelta(minutes=5)  # EVERGREEN_INGEST_MINUTE
+    assert windows_of(None, None, NINE + late, NINE + timedelta(hours=1) + late) == (Window(NINE),)
 
 
 def test_a_run_by_hand_without_a_window_is_about_the_last_full_hour() -> None:
