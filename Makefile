@@ -52,11 +52,11 @@ status: setup ## Say what runs
 test: setup ## The fast tests (under 5 minutes)
 	$(RUN) pytest -n 2 --dist loadfile -m "not slow"
 
-# three at once, as half of their time they wait for other processes; first those that alone take half of all
+# first those that take a quarter of all and stay on one worker: begun last, they run on when the other has ended
 LONGEST := tests/test_scheduler.py
 
 test-slow: setup ## The slow tests: the real scheduler, a backfill, kill -9 (EVERGREEN_TEST_KILLS=5)
-	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .
