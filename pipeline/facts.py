@@ -223,8 +223,8 @@ class LandedBefore:
         return None
 
     def files_gone(self, start: datetime, files: int) -> int:
-        """How many files an hour was published from of which none is left, now that it has `files`."""
-        return 0 if files else self.files.get(start, 0)
+        """How many files an hour's rows came from of which none is left, now that it has `files`; 0: no rows came."""
+        return 0 if files or not self.rows_in.get(start) else self.files.get(start, 0)
 
 
 def window_facts(
