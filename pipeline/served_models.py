@@ -23,7 +23,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from pipeline.registry import open_registry
+from pipeline.mlflow_models import RETIRED
+from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PREFIX
 from pipeline.settings import Settings
 
@@ -92,6 +93,7 @@ class ServedModels:
         self._champions: dict[str, ServedModel] = {}
         self._absent: set[str] = set()
         self._older: dict[str, ServedModel] = {}
+        self._retired: set[tuple[str, int]] = set()
         self._ending = threading.Event()
         self._listeners: list[Callable[[ServedModel], None]] = []
         self._shared = folder / "shared"
@@ -112,7 +114,10 @@ class ServedModels:
             raise NoModel(task, absent=task in self._absent) from None
 
     def older(self, task: str) -> ServedModel | None:
-        """The champion of a week ago, or the first one of a younger shop; None where it is the champion itself."""
+        """The champion of a week ago, or the first one of a younger shop; None where it is the champion itself.
+
+        Where retention has removed its files, the nearest champion before it that has them, else after it.
+        """
         return self._older.get(task)
 
     @property
@@ -159,12 +164,27 @@ class ServedModels:
         held = self._champions.get(task)
         if held is None or held.version != version:
             self._swap(self._loaded(task, version, registry.tags(task, version).get("evergreen.window")))
-        older = _older_champion(registry.decisions(task).to_pylist(), version, datetime.now(UTC) - OLDER)
-        if older is None:
-            self._older.pop(task, None)
-        elif task not in self._older or self._older[task].version != older:
-            self._older[task] = self._loaded(task, older, registry.tags(task, older).get("evergreen.window"))
+        nearest = _older_champions(registry.decisions(task).to_pylist(), version, datetime.now(UTC) - OLDER)
+        try:
+            self._look_back(registry, task, nearest)
+        except Exception as error:  # the page alone shows it: the champion serves all the same
+            _log.warning("evergreen-%s: the older version to compare with did not load: %s", task, error)
         self._tidy(task)
+
+    def _look_back(self, registry: Registry, task: str, nearest: Sequence[int]) -> None:
+        """Holds the first of `nearest` that has its files."""
+        for version in nearest:
+            if task in self._older and self._older[task].version == version:
+                return
+            if (task, version) in self._retired:  # for ever; so each is asked for once, not every few seconds
+                continue
+            tags = registry.tags(task, version)
+            if RETIRED in tags:
+                self._retired.add((task, version))
+                continue
+            self._older[task] = self._loaded(task, version, tags.get("evergreen.window"))
+            return
+        self._older.pop(task, None)
 
     def _swap(self, model: ServedModel) -> None:
         self._champions[model.task] = model  # one assignment: a request sees the old one or the new one
@@ -238,8 +258,8 @@ class ServedModels:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _older_champion(decisions: Sequence[Mapping[str, Any]], champion: int, before: datetime) -> int | None:
-    """Who served at the moment `before`, or first of all; None where that is the champion.
+def _older_champions(decisions: Sequence[Mapping[str, Any]], champion: int, before: datetime) -> list[int]:
+    """Who served at the moment `before`, or first of all, then who did next before and after; none: the champion did.
 
     Args:
         decisions: rows of the registry's log, oldest first.
@@ -247,8 +267,6 @@ def _older_champion(decisions: Sequence[Mapping[str, Any]], champion: int, befor
         before: the moment.
     """
     moves = [row for row in decisions if row["champion_after"] not in (None, row["champion_before"])]
-    if not moves:
-        return None
     then = [row for row in moves if row["decided_at"] <= before] or moves[:1]
-    version = int(then[-1]["champion_after"])
-    return None if version == champion else version
+    nearest = dict.fromkeys(int(row["champion_after"]) for row in (*reversed(then), *moves[len(then):]))
+    return [] if next(iter(nearest), champion) == champion else [version for version in nearest if version != champion]

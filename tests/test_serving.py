@@ -30,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
 from pipeline import saved_model, updating
 from pipeline.lake import open_lake
 from pipeline.registry import open_registry
-from pipeline.served_models import ServedModels, _older_champion
+from pipeline.served_models import ServedModels, _older_champions
 from pipeline.serving import ApiKey, create_app, main
 from pipeline.settings import REPOSITORY, Settings
 from tests.small_shop import publish_hours, settings_of, small_shop
@@ -237,9 +237,10 @@ def test_the_page_shows_the_version_of_a_week_ago_beside_the_champion(client: Te
         {"decided_at": NOW + timedelta(days=2), "champion_before": 2, "champion_after": 2},
         {"decided_at": NOW + timedelta(days=8), "champion_before": 2, "champion_after": 3},
     ]
-    assert _older_champion(moves, 3, NOW + timedelta(days=1, hours=1)) == 2
-    assert _older_champion(moves, 3, NOW - timedelta(days=9)) == 1  # a young shop: the first
-    assert _older_champion(moves, 1, NOW) is None and _older_champion([], 1, NOW) is None
+    assert _older_champions(moves, 3, NOW + timedelta(days=1, hours=1)) == [2, 1]
+    assert _older_champions(moves, 3, NOW + timedelta(hours=1)) == [1, 2]
+    assert _older_champions(moves, 3, NOW - timedelta(days=9)) == [1, 2]  # a young shop: the first
+    assert _older_champions(moves, 1, NOW) == _older_champions([], 1, NOW) == []
     assert "bag" in client.get("/").text
     both = client.post("/page/answers", json={"query": "", "k": 3}, headers=READ).json()
     assert len(both["now"]["items"]) == 3
