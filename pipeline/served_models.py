@@ -12,9 +12,11 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -94,6 +96,8 @@ class ServedModels:
         self._absent: set[str] = set()
         self._older: dict[str, ServedModel] = {}
         self._retired: set[tuple[str, int]] = set()
+        self._fetched_anew: set[tuple[str, int]] = set()
+        self._looking = threading.Lock()  # the thread that follows and a request to reload look each at its time
         self._ending = threading.Event()
         self._listeners: list[Callable[[ServedModel], None]] = []
         self._shared = folder / "shared"
@@ -139,16 +143,17 @@ class ServedModels:
         self._ending.set()
 
     def look(self) -> None:
-        """Brings every task to its champion, as far as the registry answers."""
-        for task in self.tasks:
-            try:
-                self._look(task)
-                self.errors.pop(task, None)
-            except Exception as error:
-                self.errors[task] = f"{type(error).__name__}: {error}"
-                _log.warning("evergreen-%s: the registry or a new version did not answer: %s", task, error)
-                if task not in self._champions:
-                    self._from_disk(task)
+        """Brings every task to its champion, as far as the registry answers; one look at a time."""
+        with self._looking:
+            for task in self.tasks:
+                try:
+                    self._look(task)
+                    self.errors.pop(task, None)
+                except Exception as error:
+                    self.errors[task] = f"{type(error).__name__}: {error}"
+                    _log.warning("evergreen-%s: the registry or a new version did not answer: %s", task, error)
+                    if task not in self._champions:
+                        self._from_disk(task)
 
     def _follow(self, poll_seconds: float) -> None:
         while not self._ending.wait(poll_seconds):
@@ -198,20 +203,48 @@ class ServedModels:
             listener(model)
 
     def _loaded(self, task: str, version: int, window: str | None) -> ServedModel:
-        """A version from the registry, or from disk where it was fetched before; it has answered its example."""
+        """A version from the registry, or from disk where it was fetched before; it has answered its example.
+
+        What lies on disk may be broken, so where it does not answer it is fetched anew: once, for a version may be
+        broken in the registry too.
+        """
+        place = self._folder / task / str(version)
+        on_disk = place.is_dir()
+        if not on_disk:
+            self._fetch(task, version, place)
+        try:
+            return self._opened(task, version, window, place)
+        except Exception as error:
+            if not on_disk or (task, version) in self._fetched_anew:
+                raise
+            _log.warning("evergreen-%s: version %s on disk did not answer, is fetched anew: %s", task, version, error)
+            self._fetch(task, version, place, anew=True)
+            self._fetched_anew.add((task, version))
+            return self._opened(task, version, window, place)
+
+    def _fetch(self, task: str, version: int, place: Path, *, anew: bool = False) -> None:
+        """Copies a version from the registry to `place`, all of it or nothing; `anew`: instead of what lies there."""
         import mlflow
 
-        place = self._folder / task / str(version)
-        if not place.is_dir():
-            scratch = place.with_name(f".{version}.{os.getpid()}.tmp")
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-            mlflow.set_tracking_uri(self._settings.tracking_uri)
-            mlflow.artifacts.download_artifacts(f"models:/{PREFIX}{task}/{version}", dst_path=str(scratch))
-            try:
-                scratch.rename(place)
-            except OSError:  # another worker of this machine was faster
-                shutil.rmtree(scratch, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(self._settings.tracking_uri)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{version}.") as scratch:
+            whole = Path(scratch) / "whole"
+            whole.mkdir()
+            mlflow.artifacts.download_artifacts(f"models:/{PREFIX}{task}/{version}", dst_path=str(whole))
+            if not (whole / "MLmodel").is_file():  # of a folder that is gone MLflow copies nothing and says nothing
+                raise FileNotFoundError(
+                    f"Version {version} of {PREFIX}{task} must have its files in the registry; they are not there. See "
+                    f"`python -m pipeline.champion versions --task {task}`."
+                )
+            with suppress(OSError):  # another worker of this machine was faster
+                if anew:
+                    place.rename(Path(scratch) / "broken")
+                whole.rename(place)
+
+    def _opened(self, task: str, version: int, window: str | None, place: Path) -> ServedModel:
+        import mlflow
+
         pyfunc = mlflow.pyfunc.load_model(str(place))
         model = ServedModel(
             task, version, datetime.fromisoformat(window) if window else None, pyfunc.unwrap_python_model(),
