@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.registry import Registry
 
 _COLUMNS = {"user": "user_id", "item": "item_id"}
-_MASKED = re.compile(r"[0-9a-f]{32}")
+_LIKE_MASKED = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def forget(kind: str, identifier: str, settings: Settings, asked_at: datetime, w
 
     Args:
         kind: `user` or `item`.
-        identifier: an item's id; a user's as the shop has it, or masked (32 hex digits, as the tables have it).
+        identifier: an item's id; a user's as the shop has it, or masked (as the tables have it; see `masked`).
         settings: of the installation.
         asked_at: for the log of deletions.
         who: the same.
     """
     lake, column = open_lake(settings), _COLUMNS[kind]
-    known = masked(identifier, settings) if kind == "user" else identifier
+    known = masked(identifier, settings, lake) if kind == "user" else identifier
     deleted = 0
     for feed in FEEDS.values():
         if column not in feed.raw_names or lake.version(feed.name) < 0:
@@ -109,9 +109,29 @@ def forget(kind: str, identifier: str, settings: Settings, asked_at: datetime, w
     return deleted
 
 
-def masked(user: str, settings: Settings) -> str:
-    """The masked form of a user's id, which may be masked already."""
-    return user if _MASKED.fullmatch(user) else Mask(settings.mask_key).value(user)
+def masked(user: str, settings: Settings, lake: Lake) -> str:
+    """The masked form of a user's id, which may be masked already.
+
+    It is taken as masked only where a table knows it and none its hash: a shop's own ids may be 32 hex digits too, and
+    one of those must not be taken, and kept, for what it hides.
+    """
+    forms = masked_forms(user, settings)
+    return forms[0] if len(forms) == 1 else next((form for form in forms if _known(lake, form)), forms[0])
+
+
+def masked_forms(user: str, settings: Settings) -> tuple[str, ...]:
+    """What the tables may call a user: the hash of the id, or else the id itself where it looks like a hash."""
+    hashed = Mask(settings.mask_key).value(user)
+    return (hashed, user) if _LIKE_MASKED.fullmatch(user) else (hashed,)
+
+
+def _known(lake: Lake, user: str) -> bool:
+    """Whether a feed's table has rows of a user, or had some that were deleted on request."""
+    feeds = [name for name, feed in FEEDS.items() if "user_id" in feed.raw_names and lake.version(name) >= 0]
+    if any(len(lake.arrow(name, columns=["user_id"], filter=text_field("user_id") == user)) for name in feeds):
+        return True
+    asked = lake.arrow("deletions", columns=["id", "rows"], filter=ds.field("kind") == "user").to_pylist()
+    return any(row["id"] == user and row["rows"] for row in asked)
 
 
 def learnt_from_deleted(lake: Lake, registry: Registry, task: str, table: str, version: int, user: str = "") -> bool:
@@ -167,9 +187,9 @@ def _what_remains(kind: str, identifier: str, settings: Settings) -> list[str]:
     if kind == "item":
         return ["The next update's model is without it.", *remains]
     lake, registry = open_lake(settings), open_registry(settings)
-    user = masked(identifier, settings)
+    user = masked(identifier, settings, lake)
     try:
-        answer = of_rows("user", user, settings)
+        answer = of_rows("user", identifier, settings)
     except LakeError as error:  # change data of more than a year ago are gone: what may be is named
         return [str(error), *_may_have_learnt(lake, registry, settings, user), *remains]
     for feed in answer["feeds"]:

@@ -109,7 +109,7 @@ def of_rows(kind: str, value: str, settings: Settings, feed: str | None = None) 
         row's past, where it is short) and for each task that reads the feed its versions with what they know.
     """
     lake, registry = open_lake(settings), open_registry(settings)
-    known_as = masked(value, settings) if kind == "user" else value
+    known_as = masked(value, settings, lake) if kind == "user" else value
     column: dict[str, Any]
     if kind in ("window", "row"):
         column = {str(feed): "landed_window" if kind == "window" else FEEDS[str(feed)].key}

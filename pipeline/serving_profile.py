@@ -16,12 +16,11 @@ from fastapi import APIRouter, HTTPException
 from fastapi.params import Depends
 from pydantic import Field
 
-from pipeline.forgetting import masked
 from pipeline.lake import Lake, open_lake
 from pipeline.serving_schema import UNKNOWN, Strict
 from pipeline.settings import Settings
 from pipeline.tables import LakeError
-from pipeline.user_profiles import Profile, read_profile
+from pipeline.user_profiles import Profile, find_profile
 
 _AWAY = (LakeError, DeltaError, pa.ArrowException, OSError)
 
@@ -49,7 +48,7 @@ def profile_question(settings: Settings, read: Depends) -> APIRouter:
         try:
             if not opened:
                 opened.append(open_lake(settings))
-            found = read_profile(opened[0], masked(asked.user_id.strip(), settings))
+            found = find_profile(opened[0], asked.user_id.strip(), settings)
         except _AWAY as error:
             raise HTTPException(
                 503, f"The lake does not answer ({type(error).__name__}). Ask again later.", {"Retry-After": "5"}

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.forgetting import masked
+from pipeline.forgetting import masked_forms
 from pipeline.lake import Lake, open_lake
 from pipeline.settings import SettingsError, read_settings
 from pipeline.tables import text_field
@@ -153,6 +153,12 @@ def read_profile(lake: Lake, user: str) -> Profile | None:
     return Profile(**row)
 
 
+def find_profile(lake: Lake, user: str, settings: Settings) -> Profile | None:
+    """A user's profile by the id as the shop has it, or masked."""
+    found = (read_profile(lake, form) for form in masked_forms(user, settings))
+    return next((one for one in found if one is not None), None)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
@@ -257,11 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show(settings: Settings, chosen: argparse.Namespace, console: Any) -> int:
     from rich.console import Console
 
-    user = masked(chosen.user.strip(), settings)
-    profile = read_profile(open_lake(settings), user)
+    profile = find_profile(open_lake(settings), chosen.user.strip(), settings)
     if profile is None:
         Console(stderr=True).print(
-            f"There is no profile of user {user}: no event of them was taken in, they were forgotten, or the table is "
+            "There is no profile of this user: no event of them was taken in, they were forgotten, or the table is "
             "behind (python -m pipeline.user_profiles update).", style="red", highlight=False, markup=False,
         )
         return 1

@@ -383,6 +383,20 @@ def test_a_backfill_does_not_bring_a_deleted_user_back(tmp_path: Path) -> None:
         assert lake.version("events") == version
 
 
+def test_an_id_of_the_shop_that_looks_like_a_masked_one_is_masked_before_it_is_deleted(tmp_path: Path) -> None:
+    settings, own = landed.settings_of(tmp_path), "1234567890abcdef1234567890abcdef"  # a UUID, an MD5
+    lake, mask = open_lake(settings), Mask(settings.mask_key)
+    rows = [landed.event(1, user_id=own), landed.event(2, user_id=own), landed.event(3, user_id="ann")]
+    landed.put(Path(settings.landing), "a.jsonl", landed.json_lines(*rows), window=landed.WINDOW)
+    ingest([landed.WINDOW], settings, report=lambda line: None, feeds=["events"])
+    assert [forget("user", own, settings, NOW, "me") for _ in range(2)] == [2, 0]
+    assert [forget("user", mask.value("ann"), settings, NOW, "me") for _ in range(2)] == [1, 0]
+    assert len(lake.arrow("events", columns=["user_id"])) == 0
+    forget("user", own[::-1], settings, NOW, "me")  # nobody's so far
+    asked = lake.arrow("deletions", columns=["id"])["id"].to_pylist()
+    assert set(asked) == {mask.value(own), mask.value("ann"), mask.value(own[::-1])}
+
+
 def test_a_deletion_that_was_killed_halfway_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = landed.settings_of(tmp_path)
     lake = open_lake(settings)

@@ -393,6 +393,21 @@ def test_the_command_shows_a_raw_users_profile_with_its_evidence_and_never_the_r
     assert "0 profiles made" in capsys.readouterr().out
 
 
+def test_a_profile_is_found_by_an_id_of_the_shop_that_looks_like_a_masked_one(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "1234567890abcdef1234567890abcdef"  # a UUID, an MD5
+    land(shop, event("h1", own, "purchase", "mug", 3))
+    update(shop)
+    for name, value in (("HOME", str(shop.home)), ("MASK_KEY", KEY), ("TASKS", "demand,profiles")):
+        monkeypatch.setenv(f"EVERGREEN_{name}", value)
+    for asked in (own, user(own)):
+        assert main(["show", asked, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["user_id"] == user(own)
+    assert main(["show", own[::-1]]) == 1
+    assert own[::-1] not in capsys.readouterr().err
+
+
 def test_the_server_tells_who_a_customer_is_by_the_raw_or_the_masked_id(
     shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
