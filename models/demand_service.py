@@ -229,7 +229,7 @@ def _numbers(row: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str,
             value = parameters.get(name, np.nan)
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise RequestRefused(name, rule, value) from None
         if (np.isfinite(number) and not least <= number <= most) or np.isinf(number):
             raise RequestRefused(name, rule, value)

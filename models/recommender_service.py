@@ -71,10 +71,10 @@ class RecommenderService:
             `item_ids` (lists of text, best first) and `scores` (lists of float64, logits; cosines for similar items).
 
         Raises:
-            RequestRefused: a value of a wrong type, no column of these and no row, or `k` below 1.
+            RequestRefused: a value of a wrong type, no column of these and no row, or a `k` that is none from 1 on.
         """
         wanted = {**PARAMETERS, **{name: value for name, value in parameters.items() if value is not None}}
-        k, exclude = int(wanted["k"]), bool(wanted["exclude_history"])
+        k, exclude = _count(wanted["k"]), bool(wanted["exclude_history"])
         if k < 1:
             raise RequestRefused("k", "at least 1", k, f"Leave it out for {PARAMETERS['k']} items.")
         given = [name for name in _COLUMNS if name in requests.columns]
@@ -278,12 +278,21 @@ def _list(column: str, value: Any) -> list[Any]:
     raise RequestRefused(column, "a list", value, "Put even a single value into a list.")
 
 
+def _count(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise RequestRefused("k", "a whole number", value, f"Leave it out for {PARAMETERS['k']} items.") from None
+
+
 def _age(days: Any) -> float:
     """Days from 0 to a century; what is no number counts as today."""
     try:
         age = float(days)
     except (TypeError, ValueError):
         return 0.0
+    except OverflowError:  # a whole number beyond what a float holds
+        return _OLDEST_DAYS if days > 0 else 0.0
     return 0.0 if np.isnan(age) else min(max(age, 0.0), _OLDEST_DAYS)
 
 

@@ -58,10 +58,10 @@ class TextService:
             of float, cosines).
 
         Raises:
-            RequestRefused: a text that is none, or `k` below 0.
+            RequestRefused: a text that is none, or a `k` that is none from 0 on.
         """
         wanted = {**PARAMETERS, **{name: value for name, value in parameters.items() if value is not None}}
-        k = int(wanted["k"])
+        k = _count(wanted["k"])
         if k < 0:
             raise RequestRefused("k", "at least 0", k, f"Leave it out for {PARAMETERS['k']} answers.")
         texts = list(requests["text"])
@@ -110,6 +110,13 @@ class TextModel(PythonModel):
     ) -> pd.DataFrame:
         """See TextService.answer."""
         return self._service.answer(model_input, params or {})
+
+
+def _count(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise RequestRefused("k", "a whole number", value, f"Leave it out for {PARAMETERS['k']} answers.") from None
 
 
 def own_module(package: str, name: str) -> Any:

@@ -265,7 +265,7 @@ def _asked(models: ServedModels, task: str, asked: ModelRequest) -> ModelAnswer:
     served = models.champion(task)
     try:
         answer = served.predict(pd.DataFrame(asked.rows), asked.parameters)
-    except (MlflowException, KeyError, TypeError, ValueError) as error:
+    except (MlflowException, KeyError, TypeError, ValueError, OverflowError) as error:
         raise HTTPException(400, f"The model of {task!r} refused the request: {error}"[:2_000]) from error
     return ModelAnswer(served=served_by(served), rows=_plain(answer.to_dict(orient="records")))
 

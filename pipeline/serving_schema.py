@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 if TYPE_CHECKING:
     from pipeline.served_models import ServedModel
@@ -87,7 +88,17 @@ class ModelRequest(Strict):
     """Rows in the columns of the model's signature."""
 
     rows: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_ROWS)]
-    parameters: dict[str, bool | int | float | str] = {}
+    parameters: dict[str, bool | int | float | str] = Field({}, description=f"the model's; k at most {MOST_ANSWERS}")
+
+    @field_validator("parameters")
+    @classmethod
+    def _few_answers(cls, given: dict[str, Any]) -> dict[str, Any]:
+        k = given.get("k", 0)
+        with suppress(ValueError):  # a text that is no number: the model refuses it
+            k = int(k) if isinstance(k, str) else k
+        if not isinstance(k, str) and k > MOST_ANSWERS:
+            raise ValueError(f"k must be at most {MOST_ANSWERS}; received {k!s:.20}. Leave it out for the model's own.")
+        return given
 
 
 class ModelAnswer(BaseModel):

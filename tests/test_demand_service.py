@@ -82,5 +82,7 @@ def test_an_unknown_item_is_answered_and_a_wrong_number_refused() -> None:
     assert list(unknown.advice) == ["unknown item"] * 2 and unknown[list(ANSWER)].isna().all(axis=None)
     with pytest.raises(RequestRefused, match="service_level"):
         answer(stock=1.0, service_level=2.0)
+    with pytest.raises(RequestRefused, match="price"):
+        answer(price=10**400)
     with pytest.raises(RequestRefused, match="item_id"):
         DemandService(OneItem()).answer(pd.DataFrame({"stock": [1.0]}), {})

@@ -175,6 +175,22 @@ def test_the_recommender_that_is_timed_has_the_arrays_of_a_real_one(learner: Rec
     assert {name: array.dtype for name, array in timed.items()} == {name: array.dtype for name, array in real.items()}
 
 
+@pytest.mark.parametrize("k", [float("inf"), float("nan"), "many", [3]])
+def test_a_k_that_is_no_whole_number_is_refused(model: RecommenderModel, k: object) -> None:
+    with pytest.raises(recommender_service.RequestRefused, match="`k` must be a whole number"):
+        answer(model, {}, k=k)
+    with pytest.raises(text_service.RequestRefused, match="`k` must be a whole number"):
+        text_service.TextService(None, lambda: None).answer(pd.DataFrame({"text": ["hello"]}), {"k": k})
+
+
+def test_days_beyond_any_float_are_a_century_or_today(model: RecommenderModel) -> None:
+    def scores(days: float) -> list[float]:
+        asked = pd.DataFrame([{"history": ["cup"], "history_days": [days]}])
+        return model.predict(None, asked, {})["scores"][0]
+
+    assert scores(10**400) == scores(36_500.0) != scores(0.0) == scores(-(10**400))
+
+
 @pytest.mark.parametrize("service", [recommender_service, demand_service, text_service])
 def test_the_rest_of_a_models_code_is_found_though_the_copy_that_came_first_is_gone(
     service: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,12 +1,20 @@
-"""What protects the reference server, without a model: keys and rates."""
+"""What protects the reference server, without a model of the registry: keys, rates, sizes."""
 
 from __future__ import annotations
 
-import pytest
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from pipeline.serving import ApiKey, read_keys
+import pandas as pd
+import pytest
+from fastapi.testclient import TestClient
+
+from pipeline.served_models import ServedModel, ServedModels
+from pipeline.serving import ApiKey, create_app, read_keys
 from pipeline.serving_limits import KeyedLimit
 from pipeline.settings import SettingsError
+from tests.small_shop import settings_of
 
 
 def test_the_allowance_comes_back_with_time() -> None:
@@ -25,3 +33,31 @@ def test_keys_are_read_whole_or_refused_without_being_shown() -> None:
         with pytest.raises(SettingsError, match="entry 1") as refused:
             read_keys(wrong)
         assert "k" * 20 not in str(refused.value)
+
+
+class Counting:
+    """A model as it was before it looked at numbers itself."""
+
+    def predict(self, context: Any, rows: pd.DataFrame, parameters: dict[str, Any]) -> pd.DataFrame:
+        return pd.DataFrame({"k": [int(parameters.get("k", 1))] * len(rows)})
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    for name in ("EVERGREEN_MODEL_CACHE", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "1")  # which a server sets for its process
+    settings = settings_of(tmp_path)
+    models = ServedModels(settings, tmp_path / "serving", ["demand"])
+    models._champions["demand"] = ServedModel("demand", 1, None, Counting(), datetime.now(UTC))
+    return TestClient(create_app(settings, (), models))  # without its start: it asks no registry
+
+
+@pytest.mark.parametrize(("k", "status"), [
+    ("200", 200), ('"200"', 200), ("true", 200), ("201", 422), ('"201"', 422), ("200.5", 422), ("1" + "0" * 400, 422),
+    ("Infinity", 422), ("1e999", 422), ("-1e999", 400), ("NaN", 400), ('"many"', 400),
+])
+def test_any_task_answers_so_many_and_no_number_fails_the_server(counting: TestClient, k: str, status: int) -> None:
+    body = f'{{"rows": [{{}}], "parameters": {{"k": {k}}}}}'
+    answer = counting.post("/v1/models/demand", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert status != 422 or "k must be at most 200" in answer.json()["detail"]
