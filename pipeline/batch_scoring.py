@@ -323,15 +323,23 @@ def _buckets_of(table: DeltaTable) -> int:
 
 
 def _continued(table: DeltaTable, wanted: Run) -> Run:
-    """The last run where it asks for the same and is not through, else the next one."""
-    last = next((json.loads(one[_NOTE]) for one in table.history(1) if _NOTE in one), None)
-    if last is None:
-        return Run(**{**asdict(wanted), "number": 1})
-    held = Run(**last)
-    through = all(table.transaction_version(_app(bucket)) == held.number for bucket in range(_buckets_of(table)))
+    """The last run where it asks for the same and is not through, else one with a number that no bucket has had."""
+    numbers = [table.transaction_version(_app(bucket)) or 0 for bucket in range(_buckets_of(table))]
+    anew, held = Run(**{**asdict(wanted), "number": max(numbers) + 1}), _last_run(table)
+    if held is None or held.number != max(numbers) or set(numbers) == {held.number}:
+        return anew
     free = {"number", *(("source_version",) if wanted.source == "lake" or _is_delta(wanted.source) else ())}
     same = all(getattr(held, name) == value for name, value in asdict(wanted).items() if name not in free)
-    return held if same and not through else Run(**{**asdict(wanted), "number": held.number + 1})
+    return held if same else anew
+
+
+def _last_run(table: DeltaTable) -> Run | None:
+    """The run of the newest commit that is one of a run: others vacuum the table and put its files together."""
+    for most in (1, None):  # the whole history, of 64 commits a run, only where it must be
+        for commit in table.history(most):
+            if _NOTE in commit:
+                return Run(**json.loads(commit[_NOTE]))
+    return None
 
 
 def _answers_of(settings: Settings, run: Run, scratch: str) -> Answers:

@@ -134,6 +134,35 @@ def test_a_stopped_run_of_another_model_is_left_for_a_new_one(service: Recommend
     assert {row["model_version"] for row in table_of(out).values()} == {8} and len(table_of(out)) == USERS
 
 
+def vacuum(out: Path) -> None:
+    DeltaTable(out).vacuum(0, dry_run=False, enforce_retention_duration=False)
+    assert "VACUUM" in DeltaTable(out).history(1)[0]["operation"]
+
+
+def test_a_vacuum_between_two_runs_lets_the_next_one_score_all(service: RecommenderService, tmp_path: Path) -> None:
+    source, out = tmp_path / "users.parquet", tmp_path / "out"
+    pq.write_table(users(), source)
+    scored(service, out, source, version=7)
+    for run, version in ((2, 8), (3, 9), (4, 10)):
+        done = scored(service, out, source, version=version)
+        assert (done.run.number, done.users, done.buckets_before) == (run, USERS, 0)
+        assert {row["model_version"] for row in table_of(out).values()} == {version}
+        vacuum(out)
+
+
+def test_a_run_that_was_stopped_goes_on_after_a_vacuum(service: RecommenderService, tmp_path: Path) -> None:
+    source, out = tmp_path / "users.parquet", tmp_path / "out"
+    pq.write_table(users(), source)
+    for _ in range(2):  # what the second run replaces is there to be vacuumed
+        scored(service, out, source)
+    with pytest.raises(Exception, match="Stopped"):  # DeltaError, or what delta-rs makes of it: a plain one
+        scored(service, out, source, version=8, answers=stopping(service, 3))
+    vacuum(out)
+    done = scored(service, out, source, version=8)
+    assert (done.run.number, done.buckets_before) == (3, 3)
+    assert {row["model_version"] for row in table_of(out).values()} == {8} and len(table_of(out)) == USERS
+
+
 def test_what_cannot_be_scored_is_refused_and_said(service: RecommenderService, tmp_path: Path) -> None:
     source, out = tmp_path / "users.parquet", tmp_path / "out"
     with pytest.raises(BatchRefused, match="is not there"):
