@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -86,6 +85,9 @@ def score_what_no_update_has(lake: Lake, registry: Registry, task_name: str, set
 
     Returns:
         the windows that were scored now, in order; none while an update or a retrain of the task runs.
+
+    Raises:
+        CannotScore: the champion cannot be asked, or the first of its lineage: then the others' scores are kept.
     """
     try:
         with locks_of(settings.home, settings.lock_url, _LOCK_PATIENCE_SECONDS)(f"learn-{task_name}"):
@@ -111,11 +113,16 @@ def _score(lake: Lake, registry: Registry, task_name: str, settings: Settings) -
     scores = _scored_by(task, registry, champion, arrived)
     found = arrival_rows(scores, arrived, "champion", champion, settings.seed)
     base = champion if ledger.base is None else ledger.base
-    with suppress(CannotScore):  # an older model that cannot be asked is left out, as updates leave it out
+    fault = None
+    try:
         first = scores if base == champion else _scored_by(task, registry, base, arrived)
         found += arrival_rows(first, arrived, "never_updated", base, settings.seed)
+    except CannotScore as error:  # told below: no update can be judged without it
+        fault = error
     found += arrival_rows(task.baseline(tables, arrived), arrived, "baseline", 0, settings.seed)
     lake.append("quality", as_table(found, task_name, 0))
+    if fault is not None:
+        raise fault
     return sorted({datetime.fromisoformat(row["window"]) for row in found})
 
 

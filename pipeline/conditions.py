@@ -113,9 +113,8 @@ def conditions_of(names: Sequence[str], kind: str) -> list[str]:
 def retrain_due(conditions: Sequence[Condition], opened: Mapping[str, datetime], at: datetime) -> str | None:
     """Why a full retrain is due; None: it is not."""
     for one in conditions:
-        if one.retrain_after_hours is not None and (
-            at - opened.get(one.name, at) >= timedelta(hours=one.retrain_after_hours)
-        ):
+        since = min(opened.get(one.name, at), at)  # an update may have raised it after the look began
+        if one.retrain_after_hours is not None and at - since >= timedelta(hours=one.retrain_after_hours):
             return one.text
     return None
 
@@ -202,7 +201,8 @@ def _cannot_score(health: TaskHealth, name: str, is_open: bool) -> Condition | N
     if not health.fault:
         return None
     return Condition(
-        name, f"{health.task}: version {health.champion} could not score or answer what is new ({health.fault}).",
+        name, f"{health.task}: version {health.champion}, or the first of its lineage, could not score or answer what "
+        f"is new ({health.fault}).",
         "Roll back if it serves badly; a full retrain is asked for.", 0.0,
     )
 

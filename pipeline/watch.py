@@ -93,7 +93,8 @@ class TaskHealth:
         refused_in_a_row: how many updates since the last promotion were not promoted.
         retrained: when the newest full retrain was decided on.
         learnt_from_deleted: whether the champion may have learnt from rows that were deleted on request.
-        fault: why the champion could not score or answer what is new; empty: it could.
+        fault: why champion or first of its lineage could not score or answer what is new; empty: they could; None:
+            nothing was scored, so nobody knows.
         own: what the task says of itself.
         outgrown: rows that the lineage's full retrain read, and that it has read by now; None: none is due for that.
     """
@@ -116,7 +117,7 @@ class TaskHealth:
     refused_in_a_row: int = 0
     retrained: datetime | None = None
     learnt_from_deleted: bool = False
-    fault: str = ""
+    fault: str | None = ""
     own: OwnHealth = field(default_factory=OwnHealth)
     outgrown: tuple[int, int] | None = None
 
@@ -186,7 +187,9 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     of_feeds = {one.feed: feed_conditions(one, opened) for one in feeds}
     of_tasks = {one.task: task_conditions(one, opened) for one in tasks}
     found = [*(one for some in of_tasks.values() for one in some), *(one for some in of_feeds.values() for one in some)]
-    _tell(settings, found, [*conditions_of(settings.tasks, "task"), *conditions_of(list(FEEDS), "feed")], at)
+    possible = {*conditions_of(settings.tasks, "task"), *conditions_of(list(FEEDS), "feed")}
+    unknown = {f"cannot-score-{one.task}" for one in tasks if one.fault is None}  # neither begun nor over
+    _tell(settings, found, possible - unknown, at)
     surges = tell_surges(lake, settings, at)
     retrain = _requests(settings, {
         task: [*some, *of_feeds[entry(task).table]] for task, some in of_tasks.items()
@@ -195,14 +198,18 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     return {"page": str(page), "retrain": retrain, "conditions": [*(str(one) for one in found), *surges]}
 
 
-def _measured(lake: Lake, registry: Registry, name: str, settings: Settings) -> str:
-    """Has the champion score and answer what is new; why it could not, in words; empty: it could."""
+def _measured(lake: Lake, registry: Registry, name: str, settings: Settings) -> str | None:
+    """Has the models score and answer what is new; why they could not, in words (see TaskHealth.fault)."""
+    faults, scored = [], []
     try:
-        score_what_no_update_has(lake, registry, name, settings)
+        scored = score_what_no_update_has(lake, registry, name, settings)
+    except Exception as error:  # whatever a model cannot do, the page must still be written
+        faults.append(f"{type(error).__name__}: {error}")
+    try:
         profile_answers(lake, registry, name, settings)
-    except Exception as error:  # whatever a champion cannot do, the page must still be written
-        return f"{type(error).__name__}: {error}"
-    return ""
+    except Exception as error:
+        faults.append(f"{type(error).__name__}: {error}")
+    return faults[0] if faults else "" if scored else None
 
 
 def _outgrown(registry: Registry, health: TaskHealth, task: Task) -> tuple[int, int] | None:
@@ -253,8 +260,8 @@ def _requests(
 # -- tasks ------------------------------------------------------------------------------------------------------
 
 
-def task_health(lake: Lake, registry: Registry, task: str, fault: str = "") -> TaskHealth:
-    """The state of one task, from lake and registry alone; `fault`: why its champion could not be measured."""
+def task_health(lake: Lake, registry: Registry, task: str, fault: str | None = "") -> TaskHealth:
+    """The state of one task, from lake and registry alone; `fault`: what measuring its models came to."""
     table = entry(task).table
     champion = registry.champion(task)
     tags = registry.tags(task, champion) if champion is not None else {}

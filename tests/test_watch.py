@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import updating
-from pipeline.alerts import open_alerts, raise_alert
+from pipeline.alerts import _lines, _path, open_alerts, raise_alert
 from pipeline.arrival import score_what_no_update_has
-from pipeline.checkpoint import Ledger
+from pipeline.checkpoint import Ledger, load
 from pipeline.conditions import Condition, Threshold, feed_conditions, retrain_due, task_conditions
 from pipeline.drift import Fall, Shift
 from pipeline.lake import open_lake
@@ -21,8 +22,10 @@ from pipeline.locking import file_locks
 from pipeline.registry import open_registry
 from pipeline.schema import EVENTS, QUALITY_SCHEMA
 from pipeline.settings import Settings
+from pipeline.tasks.contract import State
 from pipeline.watch import TaskHealth, feed_health, task_health, watch
 from pipeline.window import HOUR
+from tests.price_task import PriceLearner, PriceTask
 from tests.small_shop import hour, log_windows, publish, publish_purchases, settings_of
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -93,8 +96,6 @@ def test_while_an_update_runs_the_watch_leaves_the_scoring_to_it(shop: Settings)
 def test_a_champion_that_cannot_score_is_reported_and_the_page_is_written(
     shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.price_task import PriceLearner
-
     def refused(*_: object) -> None:
         raise KeyError("a column that is gone")
 
@@ -103,6 +104,54 @@ def test_a_champion_that_cannot_score_is_reported_and_the_page_is_written(
     found = look(shop)
     assert "a column that is gone" in found["conditions"][0] and "price" in found["retrain"]
     assert "a column that is gone" in (shop.reports / "health.html").read_text()
+
+
+def cannot_score(settings: Settings) -> list[str]:
+    """What became of the alert, in order."""
+    return [line["event"] for line in _lines(_path(settings)) if line["condition"] == "cannot-score-price"]
+
+
+def test_an_alert_of_what_cannot_score_waits_for_what_can(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise KeyError("a column that is gone")
+
+    land(shop, 100)
+    with monkeypatch.context() as broken:
+        broken.setattr(PriceLearner, "score", refused)
+        look(shop)
+        with file_locks(shop.home / "locks")("learn-price"):  # the retrain that was asked for goes on
+            look(shop, 1)
+        assert cannot_score(shop) == ["raised"]
+    look(shop, 2)
+    assert cannot_score(shop) == ["raised", "settled"]
+    raise_alert(shop, "cannot-score-price", "found by an update", NOW)
+    look(shop, 3)  # nothing is there to be scored
+    assert cannot_score(shop) == ["raised", "settled", "raised"]
+
+
+def test_a_first_model_of_the_lineage_that_cannot_score_is_one_alert_and_asks_for_a_retrain(
+    price_shop_an_hour_later: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = replace(price_shop_an_hour_later, tasks=("price",), schedule_end=NOW)
+    log_windows(open_lake(shop), EVENTS, *map(hour, range(101)))
+    with tempfile.TemporaryDirectory() as scratch:
+        first = load(open_registry(shop).load_checkpoint("price", 1, Path(scratch))).state.meta["steps"]
+    real = PriceTask.restore
+
+    def restore(task: PriceTask, state: State) -> PriceLearner:
+        if state.meta["steps"] == first:
+            raise KeyError("a column that is gone")
+        return real(task, state)
+
+    monkeypatch.setattr(PriceTask, "restore", restore)
+    for number in (101, 102):
+        land(shop, number)
+        done = updating.update(updating.plan("price", shop), shop, NOW, report=lambda line: None)
+        assert done["decision"] == "cannot-score"
+        looks = [look(shop, 2 * number + again) for again in (0, 1)]
+        assert ("price" in looks[0]["retrain"]) == (number == 101) and looks[1]["retrain"] == {}
+    assert cannot_score(shop) == ["raised"]
+    assert {role for window, role, *_ in scores(shop) if window == hour(102).start} == {"champion", "baseline"}
 
 
 # --- conditions ---
@@ -205,8 +254,6 @@ def test_a_look_that_was_killed_after_it_had_asked_asks_again_under_its_name(sho
 def test_a_lineage_that_has_outgrown_its_retrain_asks_for_another_until_one_serves(
     shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.price_task import PriceTask
-
     monkeypatch.setattr(PriceTask, "outgrown", lambda self, before, now: now >= 2 * before, raising=False)
     ledger = Ledger.of_tags(open_registry(shop).tags("price", 1))
     land(shop, *range(100, 199))
