@@ -110,6 +110,11 @@ def conditions_of(names: Sequence[str], kind: str) -> list[str]:
     return [f"{condition}-{name}" for name in names for condition in kinds]
 
 
+def alerts_of_removed(names: Sequence[str]) -> list[str]:
+    """The names of all alerts that there can be of tasks which are served no more, those of their DAGs too."""
+    return [*conditions_of(names, "task"), *(f"failed-{dag}_{name}" for name in names for dag in ("update", "retrain"))]
+
+
 def retrain_due(conditions: Sequence[Condition], opened: Mapping[str, datetime], at: datetime) -> str | None:
     """Why a full retrain is due; None: it is not."""
     for one in conditions:

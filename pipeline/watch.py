@@ -25,6 +25,7 @@ from pipeline.checkpoint import Ledger
 from pipeline.conditions import (
     RETRAIN_AGAIN_HOURS,
     Condition,
+    alerts_of_removed,
     conditions_of,
     feed_conditions,
     retrain_due,
@@ -53,7 +54,7 @@ from pipeline.schema import FEEDS, TIME
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.surge import tell_surges
-from pipeline.tasks.catalogue import entry, task_named
+from pipeline.tasks.catalogue import TASKS, entry, task_named
 from pipeline.tasks.contract import Explained, Outgrows, Task
 from pipeline.window import HOUR, Window, windows_between
 
@@ -187,7 +188,10 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     of_feeds = {one.feed: feed_conditions(one, opened) for one in feeds}
     of_tasks = {one.task: task_conditions(one, opened) for one in tasks}
     found = [*(one for some in of_tasks.values() for one in some), *(one for some in of_feeds.values() for one in some)]
-    possible = {*conditions_of(settings.tasks, "task"), *conditions_of(list(FEEDS), "feed")}
+    removed = [name for name in TASKS if name not in settings.tasks]  # from EVERGREEN_TASKS: nobody looks at them
+    possible = {
+        *conditions_of(settings.tasks, "task"), *conditions_of(list(FEEDS), "feed"), *alerts_of_removed(removed),
+    }
     unknown = {f"cannot-score-{one.task}" for one in tasks if one.fault is None}  # neither begun nor over
     _tell(settings, found, possible - unknown, at)
     surges = tell_surges(lake, settings, at)

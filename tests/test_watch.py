@@ -227,6 +227,15 @@ def test_falling_behind_is_one_alert_that_is_settled_when_the_champion_has_caugh
     assert open_alerts(shop) == []
 
 
+def test_the_alerts_of_a_task_that_was_taken_out_are_settled_at_the_next_look(shop: Settings) -> None:
+    look(replace(shop, tasks=("price", "demand")))
+    for name in ("failed-update_demand", "failed-retrain_demand", "failed-update_price", "failed-ingest"):
+        raise_alert(shop, name, "it failed", NOW)
+    assert "no-champion-demand" in [one["condition"] for one in open_alerts(shop)]
+    look(shop, 1)
+    assert [one["condition"] for one in open_alerts(shop)] == ["failed-update_price", "failed-ingest"]
+
+
 def below_baseline(settings: Settings, hours: int = 24) -> None:
     """A day on which the plain baseline was better."""
     rows = [{
