@@ -1,13 +1,17 @@
-"""The README says what is so: its commands exist, its figures are those that were measured."""
+"""README and docs say what is so: their commands exist, the README's figures are those that were measured."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+import pytest
 
 from pipeline.settings import REPOSITORY
 from tests.benchmarks.tables import RESULTS, with_table
 
 README = (REPOSITORY / "README.md").read_text()
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "pipeline" / "docs").glob("*.md"))]
 
 
 def test_the_readmes_figures_are_the_measured_ones() -> None:
@@ -15,20 +19,29 @@ def test_the_readmes_figures_are_the_measured_ones() -> None:
     assert with_table(README) == README
 
 
-def test_every_make_target_that_the_readme_names_exists() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_that_a_page_names_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`?make ([a-z-]+)", README)) - {"help"}
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)) - {"help"}
     assert named <= targets | {"help"}
 
 
-def test_every_file_that_the_readme_links_is_there() -> None:
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (REPOSITORY / path).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_links_is_there(page: Path) -> None:
+    for path in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / path).exists(), path
 
 
-def test_every_environment_variable_that_the_readme_names_is_read() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_page_has_run_is_one(page: Path) -> None:
+    for name in set(re.findall(r"python -m ([a-z_.]+)", page.read_text())):
+        assert (REPOSITORY / name.replace(".", "/")).with_suffix(".py").is_file(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_environment_variable_that_a_page_names_is_read(page: Path) -> None:
     code = "".join(path.read_text() for path in (REPOSITORY / "pipeline").glob("*.py"))
-    for name in set(re.findall(r"EVERGREEN_[A-Z_]+", README)):
+    for name in set(re.findall(r"EVERGREEN_[A-Z_]+", page.read_text())):
         assert name in code, name
 
 

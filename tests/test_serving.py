@@ -291,12 +291,12 @@ def test_all_users_of_the_lake_are_scored_once_though_the_run_is_killed(shop: Se
     assert answered["scores"] == pytest.approx(wanted.predict(asked, {"k": 20})["scores"][0], abs=1e-3)
 
 
-def test_the_readmes_consumer_follows_the_champion_and_outlives_the_registry(
+def test_the_consumer_of_the_docs_follows_the_champion_and_outlives_the_registry(
     shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
 
-    [code] = re.findall(r"```python\n(import threading.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    [code] = re.findall(r"```python\n(import threading.*?)```", (REPOSITORY / "pipeline" / "docs" / "consumers.md").read_text(), re.DOTALL)
     made: dict = {}
     exec(code, made)
     mlflow.set_tracking_uri(shop.tracking_uri)
