@@ -193,7 +193,7 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
         *conditions_of(settings.tasks, "task"), *conditions_of(list(FEEDS), "feed"), *alerts_of_removed(removed),
     }
     unknown = {f"cannot-score-{one.task}" for one in tasks if one.fault is None}  # neither begun nor over
-    _tell(settings, found, possible - unknown, at)
+    _tell(settings, found, sorted(possible - unknown), at)
     surges = tell_surges(lake, settings, at)
     retrain = _requests(settings, {
         task: [*some, *of_feeds[entry(task).table]] for task, some in of_tasks.items()
