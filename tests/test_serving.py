@@ -296,7 +296,8 @@ def test_the_consumer_of_the_docs_follows_the_champion_and_outlives_the_registry
 ) -> None:
     import mlflow
 
-    [code] = re.findall(r"```python\n(import threading.*?)```", (REPOSITORY / "pipeline" / "docs" / "consumers.md").read_text(), re.DOTALL)
+    page = (REPOSITORY / "pipeline" / "docs" / "consumers.md").read_text()
+    [code] = re.findall(r"```python\n(import threading.*?)```", page, re.DOTALL)
     made: dict = {}
     exec(code, made)
     mlflow.set_tracking_uri(shop.tracking_uri)

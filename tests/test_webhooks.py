@@ -33,7 +33,8 @@ SECRET = "a secret of more than 24 characters"
 
 def readme_check() -> Any:
     """`is_genuine`, as the page for consumers gives it to receivers."""
-    (code,) = re.findall(r"```python\n(import base64.*?)```", (REPOSITORY / "pipeline" / "docs" / "consumers.md").read_text(), re.DOTALL)
+    page = (REPOSITORY / "pipeline" / "docs" / "consumers.md").read_text()
+    (code,) = re.findall(r"```python\n(import base64.*?)```", page, re.DOTALL)
     made: dict[str, Any] = {}
     exec(code, made)
     return made["is_genuine"]
