@@ -12,10 +12,10 @@ From a shell: `python -m pipeline.installation --help`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
-import signal
 import ssl
 import subprocess
 import sys
@@ -26,6 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from pipeline import leftovers, registry_login, registry_tls
 from pipeline.installation_place import ADMIN, InstallationError, Place
@@ -99,20 +101,22 @@ class Installation(Place):
 
     def down(self) -> None:
         """Stops everything, in order; what is not running is passed over."""
-        pid = self._supervisor_pid()
-        if pid is None:
+        supervisor = self._supervisor()
+        if supervisor is None:
             return
         told = self._control("pid", *self.programs).split()
         begun = leftovers.begun_by(int(one) for one in told if one.isdigit())
         with ThreadPoolExecutor(len(self.programs)) as all_at_once:  # `stop a b` waits for a first
             list(all_at_once.map(partial(self._control, "stop"), self.programs))  # before the database that they use
         leftovers.end(begun)  # a task has a process group of its own, which supervisord knows nothing of
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while _alive(pid):
-            if time.monotonic() > deadline:
-                raise InstallationError(f"supervisord ({pid}) does not end; see {self._log('supervisord')}.")
-            time.sleep(0.1)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            supervisor.terminate()
+        try:
+            supervisor.wait(_STOP_SECONDS)
+        except psutil.TimeoutExpired as error:
+            raise InstallationError(
+                f"supervisord ({supervisor.pid}) does not end; see {self._log('supervisord')}."
+            ) from error
 
     def status(self) -> dict[str, str]:
         """Program -> supervisord's word for its state; empty where nothing runs."""
@@ -244,15 +248,16 @@ class Installation(Place):
             return False
         return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
 
-    def _supervisor_pid(self) -> int | None:
-        path = self.home / "supervisord.pid"
-        if not path.exists():
-            return None
-        pid = int(path.read_text())
-        return pid if _alive(pid) else None
+    def _supervisor(self) -> psutil.Process | None:
+        """Our supervisord. After a restart of machine or container the file's number may be another program's."""
+        with contextlib.suppress(FileNotFoundError, ValueError, psutil.Error):  # ValueError: it is just being written
+            process = psutil.Process(int((self.home / "supervisord.pid").read_text()))
+            if str(self._configuration) in process.cmdline():
+                return process
+        return None
 
     def _supervised(self) -> bool:
-        return self._supervisor_pid() is not None and (self.runtime / "supervisor.sock").exists()
+        return self._supervisor() is not None and (self.runtime / "supervisor.sock").exists()
 
     def _end_forgotten(self) -> None:
         """Ends a supervisord whose folder was deleted while it ran: it holds the socket, and no file names it."""
@@ -299,16 +304,6 @@ def _answers(url: str, trusted: ssl.SSLContext) -> bool:
         return httpx.get(url, timeout=5, verify=trusted).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # -- the command line -------------------------------------------------------------------------------------

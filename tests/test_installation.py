@@ -155,6 +155,21 @@ def test_what_runs_in_a_folder_that_was_deleted_is_ended(tmp_path: Path) -> None
             forgotten.kill()
 
 
+def test_a_number_that_another_program_has_by_now_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            (tmp_path / "supervisord.pid").write_text(f"{other.pid}\n")
+            Installation(tmp_path, {"PATH": os.environ["PATH"]}).down()
+            assert other.poll() is None
+        finally:
+            other.kill()
+
+
+def test_a_number_that_is_just_being_written_is_none_yet(tmp_path: Path) -> None:
+    (tmp_path / "supervisord.pid").write_text("")
+    assert Installation(tmp_path, {"PATH": os.environ["PATH"]}).status() == {}
+
+
 def test_what_is_remembered_holds_at_the_next_start_and_the_environment_wins(tmp_path: Path) -> None:
     Installation(tmp_path, {}).remember({"EVERGREEN_TASKS": "recommend", "EVERGREEN_SEED": "5"})
     again = Installation(tmp_path, {"EVERGREEN_SEED": "6"})
