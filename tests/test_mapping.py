@@ -156,6 +156,22 @@ def test_numbers_count_as_times_from_an_origin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("time", "good", "bad"),
+    [
+        ('column = "at"\nunit_seconds = 1', "1767261600", ("nan", "1e300", "1e14", "-1e12", "1767261600000")),
+        ('column = "at"', "2026-01-01 10:00", ("9999-12-31 23:30:00", "0044-03-15 (BC)", "infinity")),
+    ],
+)
+def test_a_time_beyond_any_calendar_lands_as_written_beside_its_neighbour(
+    tmp_path: Path, time: str, good: str, bad: tuple[str, ...]
+) -> None:
+    data = "sid,product,at\n" + "".join(f"s,p,{at}\n" for at in (good, *bad))
+    landing, source = replayed(tmp_path, CLICKS.replace('column = "at"', time), data)
+    assert [event["event_time"] for event in rows_of(landing, "events")] == ["2026-01-01T10:00:00.000Z", *bad]
+    assert [str(window) for window in source.windows] == ["2026-01-01T10:00Z"]
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (("session =", "sesion ="), r"columns\.sesion.*is not a key.*session"),

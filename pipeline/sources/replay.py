@@ -211,7 +211,7 @@ def _event_sql(mapping: ColumnMapping, connection: duckdb.DuckDBPyConnection) ->
     )
     user = chosen.get("user", chosen.get("session", "NULL"))
     moment = _moment_sql(mapping)
-    iso = f"strftime({moment} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%gZ')"
+    iso = f"strftime(({moment}) AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%gZ')"
     parts = {
         "event_id": chosen.get("event_id", whole),
         "event_type": _type_sql(mapping),
@@ -231,17 +231,23 @@ def _event_sql(mapping: ColumnMapping, connection: duckdb.DuckDBPyConnection) ->
 
 
 def _moment_sql(mapping: ColumnMapping) -> str:
+    moment = _time_sql(mapping)
+    # what a datetime can hold, and the hour's end with it; any other time is one that cannot be read
+    return f"CASE WHEN {moment} >= '0001-01-01 00:00:00Z' AND {moment} < '9999-12-31 00:00:00Z' THEN {moment} END"
+
+
+def _time_sql(mapping: ColumnMapping) -> str:
     column = _quoted(mapping.time_column)
     if mapping.time_unit_seconds:
         microseconds = f"round(TRY_CAST({column} AS DOUBLE) * {mapping.time_unit_seconds * 1e6})"
         step = f"to_microseconds(CAST({microseconds} AS BIGINT))"
-        return f"(CAST({_literal(mapping.time_origin)} AS TIMESTAMPTZ) + {step})"
+        return f"TRY(CAST({_literal(mapping.time_origin)} AS TIMESTAMPTZ) + {step})"
     naive = [f"TRY_CAST({column} AS TIMESTAMP)"]
     naive += [f"try_strptime({column}, {_literal(text)})" for text in mapping.time_formats]
     zoned = rf"regexp_matches({column}, ':\d\d.*([zZ]|[+-]\d\d(:?\d\d)?)\s*$')"
     return (
-        f"CASE WHEN {zoned} THEN TRY_CAST({column} AS TIMESTAMPTZ) "
-        f"ELSE timezone({_literal(mapping.zone)}, coalesce({', '.join(naive)})) END"
+        f"(CASE WHEN {zoned} THEN TRY_CAST({column} AS TIMESTAMPTZ) "
+        f"ELSE timezone({_literal(mapping.zone)}, coalesce({', '.join(naive)})) END)"
     )
 
 
