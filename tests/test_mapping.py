@@ -180,6 +180,17 @@ def test_a_time_beyond_any_calendar_lands_as_written_beside_its_neighbour(
         (('column = "at"', 'column = "at"\nzone = "Mars/Base"'), r"time\.zone.*IANA.*Mars/Base"),
         (('column = "at"', ""), r"time\.column.*missing"),
         (("[columns]", "[columns"), "is not TOML"),
+        (('column = "at"', 'column = "at"\nzone = "Europe"'), r"time\.zone.*IANA.*'Europe'"),
+        (('column = "at"', 'column = "at"\nformats = "%d.%m.%Y"'), r"time\.formats.*list.*'%d\.%m\.%Y'"),
+        (('column = "at"', 'column = "at"\nunit_seconds = inf'), r"time\.unit_seconds.*above 0.*inf"),
+        (('column = "at"', 'column = "at"\norigin = "then"'), r"time\.origin.*ISO 8601.*'then'"),
+        (('default = "view"', 'column = 3'), r"type\.column.*text.*3"),
+        (('default = "view"', 'default = "view"\nvalues = ["view"]'), r"type\.values.*table.*\['view'\]"),
+        (('default = "view"', 'default = "view"\nrules = ["C"]'), r"type\.rules\[0\].*table.*'C'"),
+        (
+            ('default = "view"', 'default = "view"\nrules = [{column = "kind", type = "cart", equals = 3}]'),
+            r"type\.rules\[0\]\.equals.*text.*3",
+        ),
     ],
 )
 def test_a_wrong_mapping_names_key_rule_and_value(
@@ -201,6 +212,12 @@ def test_a_column_that_the_log_lacks_is_told_with_those_it_has(tmp_path: Path) -
 def test_a_log_whose_times_cannot_be_read_shows_its_first_values(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"time\.column.*'at'.*first values are \['soon'\]"):
         replayed(tmp_path, CLICKS, "sid,product,at\ns,p,soon\n")
+
+
+def test_a_format_of_times_that_there_is_not_is_told(tmp_path: Path) -> None:
+    mapping = CLICKS.replace('column = "at"', 'column = "at"\nformats = ["%Q"]')
+    with pytest.raises(SourceError, match=r"'shop'.*log\.csv.*%Q.*`time\.formats`"):
+        replayed(tmp_path, mapping, "sid,product,at\ns,p,soon\n")
 
 
 def test_a_source_that_does_not_exist_is_told_what_exists() -> None:

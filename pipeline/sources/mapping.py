@@ -8,9 +8,11 @@ in it is told with its key, the rule, and what there is instead. What a mapping 
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -186,30 +188,39 @@ class _Reader:
             raise self._wrong("format", f"must be one of {', '.join(FORMATS)}", kind)
         if kinds.get("default") is not None:
             self._event_type("type.default", kinds["default"])
-        for value, event_type in kinds.get("values", {}).items():
+        values = self._table(kinds, "values", "type") if "values" in kinds else {}
+        for value, event_type in values.items():
             self._event_type(f"type.values.{value}", event_type)
         return ColumnMapping(
             name=self._string("name", text.get("name", self._path.stem)),
             columns={key: self._string(f"columns.{key}", value) for key, value in columns.items()},
             time_column=self._string("time.column", time.get("column")),
-            time_formats=tuple(self._string("time.formats", value) for value in time.get("formats", ())),
+            time_formats=self._texts("time.formats", time.get("formats", [])),
             time_unit_seconds=self._positive("time.unit_seconds", time.get("unit_seconds")),
-            time_origin=self._string("time.origin", time.get("origin", ColumnMapping.time_origin)),
+            time_origin=self._time("time.origin", time.get("origin", ColumnMapping.time_origin)),
             zone=self._zone(time.get("zone", "UTC")),
             default_type=kinds.get("default"),
-            type_column=kinds.get("column"),
-            type_values=kinds.get("values", {}),
-            type_rules=tuple(self._rule(i, rule) for i, rule in enumerate(kinds.get("rules", ()))),
+            type_column=self._string("type.column", kinds["column"]) if "column" in kinds else None,
+            type_values=values,
+            type_rules=tuple(
+                self._rule(i, rule) for i, rule in enumerate(self._list("type.rules", kinds.get("rules", [])))
+            ),
             format=kind,
         )
 
-    def _rule(self, number: int, rule: dict[str, Any]) -> TypeRule:
+    def _rule(self, number: int, rule: object) -> TypeRule:
         key = f"type.rules[{number}]"
+        if not isinstance(rule, dict):
+            raise self._wrong(key, "must be a table, like [[type.rules]]", rule)
         self._known(key, rule, ("column", "starts_with", "equals", "type", "make_positive"))
         if len(rule.keys() & {"starts_with", "equals"}) != 1:
             raise self._wrong(key, "needs either `starts_with` or `equals`", rule)
         self._event_type(f"{key}.type", rule.get("type"))
-        for name in rule.get("make_positive", ()):
+        for deciding in rule.keys() & {"starts_with", "equals"}:
+            if not isinstance(rule[deciding], str):
+                raise self._wrong(f"{key}.{deciding}", "must be a text", rule[deciding])
+        make_positive = self._texts(f"{key}.make_positive", rule.get("make_positive", []))
+        for name in make_positive:
             if name not in ("quantity", "price"):
                 raise self._wrong(f"{key}.make_positive", "may hold quantity and price", name)
         return TypeRule(
@@ -217,7 +228,7 @@ class _Reader:
             type=rule["type"],
             starts_with=rule.get("starts_with"),
             equals=rule.get("equals"),
-            make_positive=tuple(rule.get("make_positive", ())),
+            make_positive=make_positive,
         )
 
     def _event_type(self, key: str, value: object) -> None:
@@ -230,10 +241,27 @@ class _Reader:
                 full = f"{where}.{key}" if where else key
                 raise self._wrong(full, f"is not a key; the keys here are {', '.join(keys)}", value)
 
-    def _table(self, text: dict[str, Any], key: str) -> dict[str, Any]:
+    def _table(self, text: dict[str, Any], key: str, where: str = "") -> dict[str, Any]:
         if not isinstance(text.get(key), dict):
-            raise self._wrong(key, "must be a table, like [columns]", text.get(key))
+            full = f"{where}.{key}" if where else key
+            raise self._wrong(full, f"must be a table, like [{full}]", text.get(key))
         return text[key]
+
+    def _list(self, key: str, value: object) -> list[Any]:
+        if not isinstance(value, list):
+            raise self._wrong(key, "must be a list, like [\"…\"]", value)
+        return value
+
+    def _texts(self, key: str, value: object) -> tuple[str, ...]:
+        return tuple(self._string(key, one) for one in self._list(key, value))
+
+    def _time(self, key: str, value: object) -> str:
+        text = self._string(key, value)
+        try:
+            datetime.fromisoformat(text)
+        except ValueError as error:
+            raise self._wrong(key, "must be an ISO 8601 time like 1970-01-01T00:00:00Z", value) from error
+        return text
 
     def _string(self, key: str, value: object) -> str:
         if not isinstance(value, str) or not value:
@@ -241,14 +269,16 @@ class _Reader:
         return value
 
     def _positive(self, key: str, value: object) -> float | None:
-        if value is not None and not (isinstance(value, int | float) and value > 0):
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise self._wrong(key, "must be a number above 0", value)
         return value
 
     def _zone(self, value: object) -> str:
         try:
             return str(ZoneInfo(self._string("time.zone", value)))
-        except (ZoneInfoNotFoundError, ValueError) as error:
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # OSError: a folder of zones, like Europe
             raise self._wrong("time.zone", "must be an IANA time zone like Europe/London", value) from error
 
     def _wrong(self, key: str, rule: str, value: object) -> MappingError:

@@ -103,9 +103,15 @@ class MappedLog:
         connection = duckdb.connect()
         connection.execute("SET TimeZone = 'UTC'")
         connection.register("raw", _read_as_text(connection, path, self.mapping))
-        connection.execute(
-            f"CREATE TABLE mapped AS SELECT place, {_event_sql(self.mapping, connection)} FROM raw"
-        )
+        try:
+            connection.execute(
+                f"CREATE TABLE mapped AS SELECT place, {_event_sql(self.mapping, connection)} FROM raw"
+            )
+        except duckdb.Error as error:
+            raise SourceError(
+                f"Mapping {self.name!r} cannot be applied to {path}: {error}. Correct `time.formats` where it names "
+                "a format."
+            ) from error
         connection.execute(
             # a row whose time cannot be read was written beside its neighbours
             "CREATE TABLE log AS SELECT *, coalesce(epoch_us(moment) // 3600000000,"
