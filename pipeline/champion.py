@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings()
         registry = open_registry(settings)
         chosen.task = chosen.task or settings.tasks[0]
-        chosen.run(registry, chosen, Console())
+        chosen.run(registry, chosen, Console(markup=False))  # people's words have brackets
     except (RegistryError, SettingsError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
         return 1

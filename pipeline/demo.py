@@ -197,14 +197,14 @@ class Demo:
         lake = open_lake(self._settings)
         lines = window_lines(lake, task, entry(task).table, self._stream.arriving)
         metric = metric_of(lake, task)
-        self._console.print(as_table(lines, metric))
+        self._console.print(as_table(lines, metric), markup=False)
         picture = self._settings.reports / f"{task}-quality.png"
         title = f"{self._stream.source.name}: {task}, each hour scored before it is learnt"
         draw_quality(lines, metric, title, picture)
         self._say(f"Picture of quality over time: {picture}")
         faults = self._faults(task, lines)
         for fault in faults:
-            self._console.print(f"NOT AS IT SHOULD BE: {fault}", style="bold red")
+            self._console.print(f"NOT AS IT SHOULD BE: {fault}", style="bold red", markup=False)
         updated, never, plain = (pooled(lines, role) for role in ("champion", "never_updated", "baseline"))
         self._say(
             f"{task}: {metric} on arrival: updated {updated:.3f}, never updated {never:.3f}, "

@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone.add_argument("words", nargs=argparse.REMAINDER, help="the command")
     chosen = parser.parse_args(arguments)
     installation = Installation(Path(os.environ.get("EVERGREEN_HOME", REPOSITORY / ".evergreen")))
-    console, errors = Console(), Console(stderr=True)
+    console, errors = Console(markup=False), Console(stderr=True)
     try:
         if chosen.command == "alone":
             leftovers.run_alone(installation.home, chosen.words)

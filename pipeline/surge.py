@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments:
         print("python -m pipeline.surge takes no arguments.", file=sys.stderr)
         return 2
-    lake, console = open_lake(read_settings()), Console()
+    lake, console = open_lake(read_settings()), Console(markup=False)
     table = Table("day", "topic", "messages", "negative", "neutral", "positive")
     for day, topic, counts in sentiment_by_day(lake, "sentiment"):
         shares = [f"{counts.get(name, 0) / sum(counts.values()):.0%}" for name in ("negative", "neutral", "positive")]

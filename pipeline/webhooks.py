@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         client = _client(read_settings().tracking_uri)
-        return int(chosen.run(client, chosen, Console()))
+        return int(chosen.run(client, chosen, Console(markup=False)))
     except (WebhookRefused, SettingsError) as error:
         said = str(error)
     except Exception as error:  # MLflow's: its message alone is for people

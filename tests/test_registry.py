@@ -665,6 +665,17 @@ def test_the_command_line_shows_versions_and_log_and_moves_the_champion(
     assert "2 → 1" in shown and "no sales" in shown and "bob" in shown
 
 
+def test_a_reason_with_brackets_is_shown_as_it_was_written(
+    installation: Registry, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    register(installation, home)
+    promote(installation, 1, None, action="force", who="ann", reasons=["[red] bad feed [/wiki/9]"])
+    for command in ("log", "history"):
+        assert main([command, "--task", TASK]) == 0
+        assert "[red] bad feed [/wiki/9]" in capsys.readouterr().out
+
+
 def test_a_missing_setting_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rows += source.land(batch, options.landing)
                 progress.advance(task, len(batch))
     except (ValueError, OSError) as error:
-        errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"error {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
     Console().print(
         f"{rows:,} rows in {len(windows):,} windows, {windows[0]} up to {Window(end)}: {options.landing}"
