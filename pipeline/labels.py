@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import getpass
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,11 +133,10 @@ def _check(
 ) -> None:
     from pipeline.quality import row_faults
 
-    rows = lake.arrow(
-        "messages", columns=MESSAGES.table_schema.names, filter=text_field("message_id").isin(list(ids))
-    )
+    named = text_field("message_id").isin(pa.array(ids, pa.string()))  # typed: of no ids it could not be told
+    rows = lake.arrow("messages", columns=MESSAGES.table_schema.names, filter=named)
     known = set(rows["message_id"].to_pylist())
-    first = {line["message_id"]: number for number, line in reversed(given)}
+    first = {str(line["message_id"]): number for number, line in reversed(given)}
     for message in ids:
         if message not in known:
             raise LabelRefused(first[message], "message_id must be one of the table messages", message)
@@ -183,16 +183,28 @@ def _from_cell(cell: str) -> str:
 
 
 def _imported(chosen: argparse.Namespace, settings: Settings) -> str:
-    with Path(chosen.file).open(newline="", encoding="utf-8-sig") as file:
-        lines = [
-            {**line, "message_id": _from_cell(line["message_id"])} if line.get("message_id") else line
-            for line in csv.DictReader(file)
-        ]
+    lines = [
+        {**line, "message_id": _from_cell(line["message_id"])} if line.get("message_id") else line
+        for line in _lines(Path(chosen.file).read_bytes())
+    ]
     missing = {"message_id", "kind", "value"} - set(lines[0] if lines else {})
     if lines and missing:
         raise LabelRefused(1, f"the file needs the columns {', '.join(sorted(missing))}", ", ".join(lines[0]))
     changed = take_in(open_lake(settings), lines, datetime.now(UTC), chosen.who)
     return f"{changed} messages changed; the next update of each task learns them."
+
+
+def _lines(content: bytes) -> list[dict[str, str]]:
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        rule = 'the file must be in UTF-8, which a spreadsheet writes when told "CSV UTF-8"'
+        raise LabelRefused(line, rule, repr(content[error.start : error.end])) from error
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise LabelRefused(reader.line_num + 1, "the file must be CSV", str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,44 @@
+"""What a person's file of labels may look like: what cannot be taken is told with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import labels
+from pipeline.settings import read_settings
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a file of labels lies, beside an empty lake."""
+    settings = read_settings({"EVERGREEN_HOME": str(tmp_path / "home"), "EVERGREEN_MASK_KEY": "k" * 40})
+    monkeypatch.setattr(labels, "read_settings", lambda: settings)
+    return tmp_path / "wanted.csv"
+
+
+def test_a_file_in_which_nothing_is_filled_in_changes_nothing(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rows in ("", "support,m1,label,refund,0.5,hello,\n"):
+        file.write_text("task,message_id,kind,guess,confidence,text,value\n" + rows)
+        assert labels.main(["import", str(file)]) == 0
+        assert "0 messages changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"message_id,kind,value\nm1,label,a\nm2,label,Gr\xfc\xdfe\n", "Line 3: the file must be in UTF-8"),
+        ("message_id,kind,value\n".encode("utf-16"), "Line 1: the file must be in UTF-8"),
+        (b"value,kind,message_id\na,label\n", "Line 2: message_id must be one of"),
+        (b"message_id,kind,value\nm1,label," + b"a" * 200_000, "Line 2: the file must be CSV"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_with_its_line(
+    file: Path, capsys: pytest.CaptureFixture[str], content: bytes, said: str
+) -> None:
+    file.write_bytes(content)
+    assert labels.main(["import", str(file)]) == 1
+    assert said in " ".join(capsys.readouterr().err.split())
