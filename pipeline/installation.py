@@ -15,6 +15,8 @@ import argparse
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import ssl
 import subprocess
@@ -139,6 +141,11 @@ class Installation(Place):
         return self.home / "logs" / f"{program}.log"
 
     def _write_configuration(self) -> None:
+        if re.search(r"%|\s[;#]", str(self.home)):
+            raise InstallationError(
+                "EVERGREEN_HOME must hold no % and, after a space, no ; or #: supervisord would misread its path; "
+                f"received {self.home}. Choose another folder."
+            )
         for folder in (self.home / "logs", self.home / "airflow", self.runtime):
             folder.mkdir(parents=True, exist_ok=True)
         passwords = self.home / "airflow" / "passwords.json"
@@ -170,12 +177,12 @@ class Installation(Place):
     @property
     def commands(self) -> dict[str, str]:
         """Program -> the command line that it is started with. Nothing secret: arguments are for all to read."""
-        python = sys.executable
+        python = shlex.quote(sys.executable)
         alone = f"{python} -m pipeline.installation alone {python} -m"
         login = "--app-name basic-auth " if registry_login.asked_for(self._environment) else ""
         return {
             "mlflow": f"{alone} mlflow server {login}{registry_tls.server_options(self._environment)}"
-                      f"--artifacts-destination {self.settings.artifacts} --serve-artifacts --workers 1 "
+                      f"--artifacts-destination {shlex.quote(self.settings.artifacts)} --serve-artifacts --workers 1 "
                       f"--host {self.host} --port {self.ports.mlflow}",
             "airflow-api": f"{python} -m airflow api-server",
             "airflow-scheduler": f"{alone} airflow scheduler --skip-serve-logs",
@@ -207,8 +214,8 @@ class Installation(Place):
             shutil.chown(sockets, server.system_user)
             self.runtime.chmod(0o755)
             options["user"] = server.system_user
-        command = f"{server.bin_path / 'postgres'} -D {data} -k {sockets} -c listen_addresses="
-        self._program(config, "postgres", command, **options)
+        command = [str(server.bin_path / "postgres"), "-D", str(data), "-k", str(sockets), "-c", "listen_addresses="]
+        self._program(config, "postgres", shlex.join(command), **options)
 
     def _create_database(self, name: str) -> None:
         import psycopg2

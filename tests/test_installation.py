@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import psutil
@@ -207,6 +209,21 @@ def test_ports_stay_the_same_from_start_to_start(tmp_path: Path) -> None:
 def test_a_socket_fits_however_long_the_homes_path_is(tmp_path: Path) -> None:
     home = tmp_path / ("long-" * 30)
     assert len(os.fsencode(Installation(home, {}).runtime / "postgres" / ".s.PGSQL.5432")) < 107
+
+
+def test_a_home_with_a_space_is_one_word_of_every_command(tmp_path: Path) -> None:
+    home = tmp_path / "my shop"
+    Installation(home, {"PATH": os.environ["PATH"]})._write_configuration()
+    config = ConfigParser(interpolation=None)
+    config.read(home / "supervisord.conf")
+    assert str(home / "postgres") in shlex.split(config["program:postgres"]["command"])
+    assert str(home / "mlflow" / "artifacts") in shlex.split(config["program:mlflow"]["command"])
+
+
+@pytest.mark.parametrize("name", ["50% off", "shop ;1", "shop #1"])
+def test_a_home_that_supervisord_would_misread_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InstallationError, match=f"EVERGREEN_HOME must hold no %.*{name}"):
+        Installation(tmp_path / name, {}).up()
 
 
 def test_a_demo_refuses_a_folder_that_it_did_not_make(tmp_path: Path) -> None:
