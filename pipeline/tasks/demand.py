@@ -22,8 +22,8 @@ from pipeline.tasks.contract import Examples, GateRules, Schedule, Scores, State
 from pipeline.tasks.demand_examples import array_of
 from pipeline.tasks.demand_features import FEATURES, HISTORY_DAYS, UNITS_7, UNITS_28
 from pipeline.tasks.demand_scores import METRIC, accuracy, judged
-from pipeline.tasks.demand_series import SalesReader, complete_until
-from pipeline.tasks.known_items import described, vector_column
+from pipeline.tasks.demand_series import SalesReader, complete_until, start_of
+from pipeline.tasks.known_items import described, seen_from, vector_column
 from pipeline.texts import TextVectors
 
 if TYPE_CHECKING:
@@ -82,9 +82,15 @@ class DemandTask:
 
         Further columns: `units`, `orders`, `in_stock`, `log_price` (lists of HISTORY_DAYS float32), `known_from` (day).
         The schema's metadata `demand` says of the shop: `end_day`, `shop`, `shop_first_day`.
+
+        What changed on a day is told once that day is over, and again a day later: only then are the last day's price
+        and stock those of the whole day, as which the learner goes on with them.
         """
-        items = described(tables, since, self._texts)
-        end = complete_until(tables)
+        end, told = complete_until(tables), None
+        before = end if since is None else complete_until(Snapshot(tables.lake, since))
+        if before < end:
+            told = seen_from(tables, start_of(before - 1))
+        items = described(tables, since, self._texts, also=told)
         names = np.array(items["item_id"].to_pylist(), object)
         reader = SalesReader(tables, pa.array(names, pa.string()), end - HISTORY_DAYS, end)
         sales = reader.of(names, end - HISTORY_DAYS, end)

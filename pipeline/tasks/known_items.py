@@ -7,6 +7,7 @@ that changed, and an item that was deleted leaves every model alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 
 import ibis
 import numpy as np
@@ -29,7 +30,7 @@ _CATALOGUE_COLUMNS = ("item_id", "change_id", "change_time", "title", "descripti
 
 def described(
     tables: Snapshot, since: Mapping[str, int] | None, texts: TextVectors, reword: Reword | None = None, *,
-    told_only: bool = False,
+    told_only: bool = False, also: pa.Table | None = None,
 ) -> pa.Table:
     """All items, or those that changed after `since`, as `catalogue` has them, with `content_hash`, `text_vector`.
 
@@ -42,8 +43,10 @@ def described(
         reword: says a text otherwise; then there is `wording_vector` as well, and no vector is left out.
         told_only: `text_vector` is null where the catalogue has said nothing since then: reading the vectors of all
             that was chosen costs a pass over those of the whole catalogue.
+        also: further items (`item_id`, `last_seen`), whether they changed or not.
     """
-    items = catalogue(tables, seen(tables) if since is None else seen_since(tables, since))
+    found = seen(tables) if since is None else seen_since(tables, since)
+    items = catalogue(tables, found if also is None else _newest(pa.concat_tables([found, also])))
     words = items["text"].to_pylist()
     told = np.ones(len(items), bool)
     if told_only and since is not None and reword is None:
@@ -108,7 +111,20 @@ def seen_since(tables: Snapshot, since: Mapping[str, int]) -> pa.Table:
         ]
         nothing = pa.table([lost, pa.nulls(len(lost), TIME)], schema=_SEEN_SCHEMA)
         came = pa.concat_tables([came, *left, nothing])
-    newest = came.group_by("item_id").aggregate([("last_seen", "max")])
+    return _newest(came)
+
+
+def seen_from(tables: Snapshot, since: datetime) -> pa.Table:
+    """The items of which something happened in the hours from `since` on: `item_id`, `last_seen`."""
+    rows = pa.concat_tables([
+        tables.rows_from(table, since, columns=["item_id", time]).rename_columns(_SEEN_SCHEMA.names).cast(_SEEN_SCHEMA)
+        for table, time in _SEEN_IN.items()
+    ])
+    return _newest(rows.filter(pc.is_valid(rows["item_id"])))
+
+
+def _newest(seen: pa.Table) -> pa.Table:
+    newest = seen.group_by("item_id").aggregate([("last_seen", "max")])
     return newest.rename_columns(_SEEN_SCHEMA.names).cast(_SEEN_SCHEMA)
 
 
