@@ -10,7 +10,7 @@ for both with the chance `service_level` (order-up-to level of a periodic review
 Price: for each price inside the guard rails about the usual one the expected revenue (the margin, where `cost` is
 given) over what is known of the elasticity; the range is where it stays within `TOLERANCE` of its best. A lasting
 price is meant: what a promotion adds for being one is left out. Where the elasticity is known so loosely that the
-price could as well go up as down, there is no advice.
+price could as well go up as down, there is no advice; nor where a unit costs more than any of these prices.
 """
 
 from __future__ import annotations
@@ -170,6 +170,10 @@ def price_range(
         )}
     prices = usual * np.linspace(1.0 - asked["guard_rail"], 1.0 + asked["guard_rail"], 121)
     cost = asked["cost"] if np.isfinite(asked["cost"]) else 0.0
+    if cost >= prices[-1]:
+        return {**said, "advice": (
+            f"no advice: a unit costs {cost:.2f}, and no price up to {prices[-1]:.2f}, the upper guard rail, earns that"
+        )}
     elasticities = -np.logaddexp(0.0, eta + deviation * _NODES)
     demand = (prices[None] / usual) ** elasticities[:, None]
     earned = demand * (prices[None] - cost)

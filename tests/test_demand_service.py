@@ -77,6 +77,13 @@ def test_without_evidence_there_is_no_advice_and_a_reason() -> None:
     assert "no price is known" in price_range(1.0, 0.1, 10.0, 10.0, False, ASKED)["advice"]
 
 
+def test_no_price_is_advised_at_which_every_unit_loses_money() -> None:
+    said = answer(cost=20.0)
+    assert said.advice.startswith("no advice") and "20.00" in said.advice and np.isnan(said.price_best)
+    assert said.elasticity == pytest.approx(-2.0, rel=0.01) and said["mean"] == pytest.approx(14.0)
+    assert answer(cost=12.9).price_best == pytest.approx(13.0)
+
+
 def test_an_unknown_item_is_answered_and_a_wrong_number_refused() -> None:
     unknown = DemandService(OneItem()).answer(pd.DataFrame({"item_id": ["b", None]}), {})
     assert list(unknown.advice) == ["unknown item"] * 2 and unknown[list(ANSWER)].isna().all(axis=None)
