@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.arrival import arrival_rows, as_table, by_window, quality_rows
 from pipeline.examples import few_of_each_window
 from pipeline.lake import Lake
 from pipeline.registry import Registry
+from pipeline.schema import TIME
 from pipeline.snapshot import Snapshot
 from pipeline.unscorable import asking
 
@@ -86,7 +89,11 @@ class Judged:
 
 
 def publish_quality(lake: Lake, registry: Registry, task_name: str, version: int) -> None:
-    """Puts a version's quality rows into the lake, once."""
+    """Puts a version's quality rows into the lake, once.
+
+    A held update is followed by one that scores its windows again; all readers take a window's first scores, and with
+    each update's the table would grow with the square of the hours that are held.
+    """
     held = lake.arrow(
         "quality", columns=["challenger"], filter=(ds.field("task") == task_name) & (ds.field("challenger") == version)
     )
@@ -95,6 +102,28 @@ def publish_quality(lake: Lake, registry: Registry, task_name: str, version: int
     with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
         folder = registry.load_checkpoint(task_name, version, Path(scratch))
         rows = json.loads((folder / "quality.json").read_text())
+    parent = registry.tags(task_name, version)["evergreen.parent"]
+    if parent:
+        rows = _first_scores(lake, task_name, registry.children(task_name, int(parent)), rows)
     lake.append("quality", as_table([
         {**row, "model_version": version if row["role"] == "challenger" else row["model_version"]} for row in rows
     ], task_name, version))
+
+
+def _first_scores(
+    lake: Lake, task_name: str, siblings: Sequence[int], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows without those of a landed window that a sibling's update has scored, in the same role and metric."""
+    windows = [datetime.fromisoformat(row["window"]) for row in rows if row["scored_on"] == "window"]
+    if not windows:
+        return rows
+    keys = ["window", "role", "metric"]
+    held = lake.arrow("quality", columns=keys, filter=(
+        (ds.field("task") == task_name) & (ds.field("scored_on") == "window") & ds.field("challenger").isin(siblings)
+        & (ds.field("window") >= pa.scalar(min(windows), TIME))
+    ))
+    known = set(zip(*(held[name].to_pylist() for name in keys), strict=True))
+    return [
+        row for row in rows if row["scored_on"] != "window"
+        or (datetime.fromisoformat(row["window"]), row["role"], row["metric"]) not in known
+    ]

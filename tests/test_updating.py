@@ -142,6 +142,21 @@ def test_what_was_held_is_learnt_with_the_next_hour(price_shop: Settings, monkey
     assert log(price_shop) == [("first", 1), ("hold", 2)]
 
 
+def test_a_window_that_is_scored_again_after_a_hold_is_kept_once(
+    price_shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 3 scores the window that 2 was held with a second time, and its own; readers take the first."""
+    held_to(monkeypatch, 10_000)
+    for version in (2, 3):
+        land(price_shop, 98 + version)
+        assert update(price_shop)["decision"] == "hold"
+        promote(price_shop, version)
+    rows = open_lake(price_shop).arrow("quality").to_pylist()
+    keys = [(row["window"], row["role"], row["metric"]) for row in rows if row["scored_on"] == "window"]
+    assert len(keys) == len(set(keys)) and len({window for window, _, _ in keys}) == 2
+    assert {row["challenger"] for row in rows if row["scored_on"] == "validation"} == {1, 2, 3}
+
+
 @pytest.mark.slow
 def test_an_hour_refused_three_times_is_set_aside_and_learnt_when_corrected(price_shop: Settings) -> None:
     land(price_shop, 100, count=60, factor=4.0)
