@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -64,19 +65,19 @@ def taught_changes(
     """
     generator, messages = np.random.default_rng(seed), list(dict.fromkeys(texts))
     drawn = generator.permutation(len(messages))[: _DRAWN * most_steps * BATCH]
-    rest, shares = _followed(encoder, [messages[place] for place in drawn])
+    rest, openings = _followed(encoder, [messages[place] for place in drawn])
     if len(rest) < LEAST_MESSAGES or not _moving(encoder.backbone):
         report(f"the text encoder stays as it is: {len(rest)} messages have an opening, {LEAST_MESSAGES} are needed")
         return {}
     steps = min(most_steps, PASSES * len(rest) // BATCH)
     copy = encoder.copy()
-    step = _compiled(copy, shares.mean(axis=0), encoder.embed(rest[:_CENTRED_ON]).mean(axis=0))
+    step = _compiled(copy, openings.usual(), encoder.embed(rest[:_CENTRED_ON]).mean(axis=0))
     order = np.concatenate([generator.permutation(len(rest)) for _ in range(PASSES)])
     for made in range(steps):
         chosen = order[made * BATCH : (made + 1) * BATCH]
         rate = RATE * min(1.0, (made + 1) / _WARMUP_STEPS) * (1.0 - made / steps)
         ids, mask = _read(copy, [rest[place] for place in chosen])
-        loss = step(ids, mask, tf.constant(shares[chosen]), tf.constant(rate, tf.float32))
+        loss = step(ids, mask, tf.constant(openings.shares(chosen)), tf.constant(rate, tf.float32))
         if made % _REPORT_EVERY == 0 or made == steps - 1:
             report(f"the text encoder learns openings: step {made + 1} of {steps}, loss {float(loss):.3f}")
     before, after = _moving(encoder.backbone), _moving(copy.backbone)
@@ -124,25 +125,46 @@ def _compiled(encoder: TextEncoder, usual: np.ndarray, centre: np.ndarray) -> An
     return tf.function(step, input_signature=signature)
 
 
-def _followed(encoder: TextEncoder, messages: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """What follows in the messages that open with known words and go on for long enough, and those words.
+@dataclass(frozen=True)
+class _Openings:
+    """Openings by their words; as a table, of 60,000 by 8,000 words, they would take gigabytes.
 
-    Returns:
-        Texts, and [texts, words] float32: the words' shares in each opening, which sum to 1.
+    Attributes:
+        words: of each, [words] int, the places of its different words.
+        size: how many words there are.
     """
+
+    words: Sequence[np.ndarray]
+    size: int
+
+    def shares(self, chosen: np.ndarray) -> np.ndarray:
+        """[chosen, size] float32: the words' shares in the openings at `chosen`, which sum to 1 in each."""
+        table = np.zeros((len(chosen), self.size), np.float32)
+        for row, place in enumerate(chosen):
+            table[row, self.words[place]] = np.float32(1.0) / np.float32(len(self.words[place]))
+        return table
+
+    def usual(self) -> np.ndarray:
+        """[size] float32: the mean of all shares."""
+        total = np.zeros(self.size)
+        for one in self.words:
+            total[one] += 1.0 / len(one)
+        return (total / max(len(self.words), 1)).astype(np.float32)
+
+
+def _followed(encoder: TextEncoder, messages: Sequence[str]) -> tuple[list[str], _Openings]:
+    """What follows in the messages that open with known words and go on for long enough, and those openings."""
     both = [found for found in map(parted, messages) if found is not None]
     if not both:
-        return [], np.zeros((0, 0), np.float32)
+        return [], _Openings([], 0)
     spoken = [encoder.words(opening) for opening, _ in both]
     seen = Counter(word for one in spoken for word in one)
-    places = {word: place for place, word in enumerate(sorted(word for word in seen if seen[word] >= LEAST_OPENINGS))}
-    shares = np.zeros((len(both), len(places)), np.float32)
-    for row, one in enumerate(spoken):
-        shares[row, [places[word] for word in one if word in places]] = 1.0
+    spoken = [{word for word in one if seen[word] >= LEAST_OPENINGS} for one in spoken]
     lengths = encoder.tokens([rest for _, rest in both])[1].sum(axis=1)
-    rows = np.flatnonzero(shares.any(axis=1) & (lengths >= LEAST_TOKENS))
-    shares = shares[rows][:, shares[rows].any(axis=0)]
-    return [both[row][1] for row in rows], shares / shares.sum(axis=1, keepdims=True)
+    rows = [row for row, one in enumerate(spoken) if one and lengths[row] >= LEAST_TOKENS]
+    places = {word: place for place, word in enumerate(sorted({word for row in rows for word in spoken[row]}))}
+    words = [np.array([places[word] for word in sorted(spoken[row])], np.int64) for row in rows]
+    return [both[row][1] for row in rows], _Openings(words, len(places))
 
 
 def _moving(backbone: keras.Model) -> dict[str, Any]:

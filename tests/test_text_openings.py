@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -11,7 +13,7 @@ import pytest
 from models import text_openings
 from models.compact_text_encoder import CompactTextEncoder
 from models.text_encoder import TextEncoder, load_saved, load_text_encoder
-from models.text_openings import changed, parted, taught_changes
+from models.text_openings import _followed, changed, parted, taught_changes
 
 TEXTS = ["a red mug", "My lamp came late. Where is it?", "long " * 60]
 MINILM_IDENTITY = "3028bc8d6cc199360d3c57ca811d946e"  # of before any encoder could be cut: vectors are kept by it
@@ -70,6 +72,37 @@ def test_a_message_parts_after_its_first_sentence_or_line() -> None:
     assert parted("Hello\nwhere is my parcel") == ("Hello", "where is my parcel")
     assert parted("\u5f88\u597d\u3002\u6211\u5f88\u559c\u6b22") == ("\u5f88\u597d\u3002", "\u6211\u5f88\u559c\u6b22")
     assert parted("where is my parcel?") is None and parted("") is None
+
+
+class Words:
+    """An encoder whose tokens are the numbers in a text."""
+
+    def words(self, text: str) -> set[int]:
+        return {int(word) for word in text.strip(" .").split()}
+
+    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        mask = np.array([np.arange(9) < len(text.split()) for text in texts], np.int32)
+        return mask, mask
+
+
+def test_the_shares_of_an_openings_words_sum_to_one() -> None:
+    """7 opens three messages and counts, 8 opens two and does not, 9 is followed by too little in one of three."""
+    opened = ("7 9.", "7 8 9.", "7.", "8.", "9.")
+    followed = ("a b c d e", "a b c d f", "a b c d g", "a b c d h", "a")
+    texts, openings = _followed(Words(), [f"{one} {other}" for one, other in zip(opened, followed, strict=True)])
+    assert texts == list(followed[:3])
+    np.testing.assert_array_equal(openings.shares(np.array([2, 0, 1])), [[1.0, 0.0], [0.5, 0.5], [0.5, 0.5]])
+    np.testing.assert_allclose(openings.usual(), [2 / 3, 1 / 3], rtol=1e-6)
+
+
+def test_openings_take_the_memory_of_their_words_and_not_of_a_table_of_all() -> None:
+    """Of 6,000 openings and 2,000 words the table alone would take 48 MB."""
+    messages = [f"{place % 2000} {7 * place % 2000}. it came late and broken" for place in range(6000)]
+    tracemalloc.start()
+    texts, openings = _followed(Words(), messages)
+    usual, peak = openings.usual(), tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(texts) == 6000 and usual.shape == (2000,) and peak < 20e6
 
 
 @pytest.mark.slow
