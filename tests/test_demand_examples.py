@@ -88,6 +88,20 @@ def test_hours_teach_the_same_together_and_one_by_one(land) -> None:
     assert len(set(whole.table["example_id"].to_pylist())) == len(whole)
 
 
+@pytest.mark.parametrize("late", [(6, 8), (4, 20)])
+def test_an_event_that_lands_late_teaches_no_day_again(land, late) -> None:
+    """On day 6 an event of hour 10 has taught all days since day 0; two hours later one of before it lands."""
+    items = "abcdefgh"  # of some the later event falls into another part than the first one
+    early = [sale(item, day, 10) for item in items for day in (0, 6)]
+    lake, tables = land(early)
+    before = taught(tables)
+    landed = START + timedelta(days=6, hours=12)
+    _, tables = land([sale(item, *late) | {"landed_window": landed} for item in items])
+    came = lake.changes("events", lake.version("events") - 1, lake.version("events")).drop_columns(["change"])
+    assert len(came) == len(items) and not len(taught(tables, came))
+    assert taught(tables).table["example_id"].equals(before.table["example_id"])
+
+
 def test_each_row_that_teaches_is_counted_once(land) -> None:
     rows = [sale(item, day, hour) for item in ("a", "b", "c") for day in range(20) for hour in (3, 4)]
     _, tables = land(rows)

@@ -2,8 +2,9 @@
 
 An example is taught only when its horizons have ended: each of them is foreseen from the day on which it began, by what
 was known then (demand_features.py). The first event of an item on a day teaches the days since its event before, those
-without a sale included, so every day of every item is taught once, whatever the order in which hours land. Of an
-item's days one in three is taken: windows that overlap all but one day teach next to nothing new.
+without a sale included, so every day of every item is taught once, whatever the order in which hours land. First is
+what landed first: an event that comes late teaches no day that others have taught before it came. Of an item's days one
+in three is taken: windows that overlap all but one day teach next to nothing new.
 
 Days after an item's last event are taught when it has its next one, at most the newest 28; of an item that is never
 seen again the silence is not taught. A horizon counts where the item was known when it began and could be bought on
@@ -127,7 +128,11 @@ def _taught(tables: Snapshot, pairs: pd.DataFrame) -> pd.DataFrame:
         return nothing
     items = pa.array(sorted(pairs.item_id.unique()), pa.string())
     days = pairs.hour // DAY_US
-    seen = item_days(tables, items, int(days.min()) - HORIZONS_DAYS[-1], int(days.max()) + 1)
+    seen = item_days(
+        tables, items, int(days.min()) - HORIZONS_DAYS[-1], int(days.max()) + 1 + HORIZONS_DAYS[-1]
+    )
+    later = seen[::-1].groupby("item_id").landed.cummin()[::-1]  # of this day and all after it
+    seen = seen[seen.landed <= later].reset_index(drop=True)  # else a later day's event was there before
     seen["hour"] = pa.Array.from_pandas(seen.hour).cast(TIME).cast(pa.int64()).to_numpy()
     same = seen.item_id.eq(seen.item_id.shift())
     seen["since"] = seen.day.shift().where(same)

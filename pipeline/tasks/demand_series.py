@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DAY_US = 86_400_000_000
 _MOST_IDS_IN_FILTER = 50_000  # beyond, reading all rows is faster than the membership test
-_EVENT_COLUMNS = ("item_id", "event_type", "event_time", "hour", "quantity", "price")
+_EVENT_COLUMNS = ("item_id", "event_type", "event_time", "hour", "landed_window", "quantity", "price")
 
 
 def day_of(time: datetime) -> int:
@@ -57,15 +57,16 @@ def item_days(tables: Snapshot, items: pa.Array, since: int, until: int) -> pd.D
     """The days `[since, until)` on which something happened to `items`, by item and day.
 
     Returns:
-        `item_id`, `day`, `hour` (of the day's first event), `units`, `orders` (rows of purchases), `paid` (their
-        median price, nan: none).
+        `item_id`, `day`, `landed` (the first window in which an event of the day landed), `hour` (of the first of these
+        events), `units`, `orders` (rows of purchases), `paid` (their median price, nan: none).
     """
     happened = _happened(tables, items, since, until)
     happened = happened.mutate(day=(happened.hour.epoch_seconds() // 86_400).cast("int64"))
     sold = happened.event_type == "purchase"
     paid = ibis.ifelse(sold & (happened.price > 0), happened.price, ibis.null("float64"))
     grouped = happened.group_by("item_id", "day").agg(
-        hour=happened.hour.min(),
+        landed=happened.landed_window.min(),
+        hour=happened.hour.argmin(ibis.struct({"landed": happened.landed_window, "hour": happened.hour})),
         units=happened.quantity.fill_null(1.0).sum(where=sold).fill_null(0.0),
         orders=sold.sum(),
         paid=paid.median().round(9),  # the mean of two prices: engines differ in its last binary digit
