@@ -178,9 +178,8 @@ def _faults(feed: Feed, landed: pa.Table, bad: pa.Table, lateness_hours: int) ->
     """The faults with their details; row by row, because few rows are bad."""
     raw = picked(landed.select([*feed.raw_names, "landed_window"]), bad["landed_row"].to_numpy()).to_pylist()
     numbers = _numbers(feed)
-    details = [
-        _detail(feed, numbers, row, typed, lateness_hours) for row, typed in zip(raw, bad.to_pylist(), strict=True)
-    ]
+    judged = bad.select(["reason", *numbers]).to_pylist()  # without the time: it may be of a year that Python has not
+    details = [_detail(feed, numbers, row, typed, lateness_hours) for row, typed in zip(raw, judged, strict=True)]
     return pa.table([bad["landed_row"], bad["reason"], pa.array(details, pa.string())], schema=FAULTS_SCHEMA)
 
 
