@@ -151,6 +151,36 @@ def test_a_line_with_another_number_of_cells_is_refused_by_its_number(tmp_path: 
     assert sorted(column(landed.refused, "raw")) == ["view", "view,t2,x"]
 
 
+def test_a_csv_whose_lines_end_with_carriage_returns_alone_is_one_refusal(tmp_path: Path) -> None:
+    put(tmp_path, "a.csv", csv_lines(event(1), event(2)).replace(b"\n", b"\r"))
+    put(tmp_path, "b.csv", csv_lines(event(3)))
+    landed = read(tmp_path)
+    assert reasons(landed) == [(0, "malformed_csv")]
+    assert column(landed.refused, "raw") == [None]
+    assert column(landed.rows, "event_id") == ["e3"]
+
+
+def test_of_a_csv_line_whose_persons_cannot_be_found_nothing_is_kept(tmp_path: Path) -> None:
+    put(tmp_path, "a.csv", b"event_type,event_time,user_id\nview,t1,hans\rview,t2,anna\nview,t3,u\n")
+    put(tmp_path, "b.csv", b"user_id,item_id\nhans\ranna,i\n")
+    landed = read(tmp_path)
+    assert reasons(landed) == [(2, "malformed_csv"), (2, "missing_column")]
+    assert column(landed.refused, "raw") == [None, None]
+    assert sorted(column(landed.refused, "raw_bytes")) == [12, 25]
+    assert column(landed.rows, "event_time") == ["t3"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"%s,event_type,event_time\nx,view,t\n", b"user_id,event_type,event_time\n%s,view\n"]
+)
+def test_a_long_cell_is_shorter_than_a_line_that_is_too_long(tmp_path: Path, content: bytes) -> None:
+    put(tmp_path, "a.csv", content % (b"x" * 200_000))
+    put(tmp_path, "b.csv", csv_lines(event(3)))
+    landed = read(tmp_path)
+    assert "e3" in column(landed.rows, "event_id")
+    assert [reason for _, reason in reasons(landed)] in ([], ["wrong_number_of_cells"])
+
+
 def test_tabs_separate_the_cells_of_a_tsv(tmp_path: Path) -> None:
     put(tmp_path, "a.tsv", b"event_type\tevent_time\tquery\nsearch\tt1\tred, blue\n")
     assert column(read(tmp_path).rows, "query") == ["red, blue"]

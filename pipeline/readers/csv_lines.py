@@ -21,6 +21,7 @@ class CsvLines:
 
     def __init__(self, into: Gathered) -> None:
         self.into = into
+        csv.field_size_limit(MAX_LINE_BYTES)  # of the process; Python's own, 131,072, is shorter than a line may be
 
     def take(self, file: int, parts: Iterator[Lines | LongLine | CutLine], delimiter: str) -> None:
         """Comma or tab separated values under a header line."""
@@ -33,16 +34,21 @@ class CsvLines:
         numbers = np.concatenate([numbers for _, numbers in read]) if read else np.zeros(0, np.int64)
         if not len(lines):
             return
-        header = [name.strip() for name in next(csv.reader([lines[0].as_py()], delimiter=delimiter))]
+        try:
+            header = [name.strip() for name in next(csv.reader([lines[0].as_py()], delimiter=delimiter))]
+        except csv.Error:  # bare carriage returns: all rows are one line
+            detail = "a carriage return without a line feed in the header; lines end with \\n or \\r\\n"
+            self.into.refuse_file(file, BrokenFile("malformed_csv", detail))
+            return
         problem = self.into.header_problem(file, header)
         if problem is None or problem[0] != NO_HEADER:  # without a header the first line is a row like the others
             lines, numbers = lines.slice(1), numbers[1:]
         if problem:
             people = [place for place, name in enumerate(header) if PERSON_NAME.search(name)]
             for number, line in zip(numbers.tolist(), lines.to_pylist(), strict=True):
-                self._remember_cells(line, delimiter, people)
+                kept = self._showable(line, delimiter, people)
                 # where nothing says which cell tells a person, none is kept
-                kept = None if problem[0] == NO_HEADER else line
+                kept = None if problem[0] == NO_HEADER else kept
                 self.into.refusals.add(file, number, *problem, kept, len(line.encode()))
             return
         place = self.into.keep(lines)
@@ -57,11 +63,16 @@ class CsvLines:
         if len(lines):
             self._single_lines(file, lines, numbers, places, header, delimiter)
 
-    def _remember_cells(self, line: str, delimiter: str, people: Sequence[int]) -> None:
+    def _showable(self, line: str, delimiter: str, people: Sequence[int]) -> str | None:
+        """The line as it may be kept, its persons noted for masking; None where they cannot be found in it."""
         if not people:
-            return
-        cells = next(csv.reader([line], delimiter=delimiter), [])
+            return line
+        try:
+            cells = next(csv.reader([line], delimiter=delimiter), [])
+        except csv.Error:
+            return None
         self.into.persons.update(cells[place].strip() for place in people if place < len(cells))
+        return line
 
     def _several_lines(
         self, file: int, lines: pa.Array, numbers: np.ndarray, odd: np.ndarray, header: Sequence[str], delimiter: str
@@ -86,8 +97,10 @@ class CsvLines:
             record = _one_record(text, delimiter) if 0 < len(text) <= MAX_LINE_BYTES else None
             if record is None or len(record) != len(header):
                 line = lines[start].as_py()
-                self._remember_cells(line, delimiter, _people_at(header, len(header)))
-                self.into.refusals.add(file, int(numbers[start]), "malformed_csv", "a quote is not closed", line)
+                unpaired = line.count('"') % 2
+                fault = "a quote is not closed" if unpaired else "its carriage returns do not lie in a quoted cell"
+                kept = self._showable(line, delimiter, _people_at(header, len(header)))
+                self.into.refusals.add(file, int(numbers[start]), "malformed_csv", fault, kept, _bytes_in(line))
                 continue
             assert end is not None
             done[start : end + 1] = True
@@ -120,13 +133,13 @@ class CsvLines:
         skipped = np.array([row.number - 1 for row in bad], np.int64)
         for row, at in zip(bad, skipped.tolist(), strict=True):
             line = lines[at].as_py()
-            self._remember_cells(line, delimiter, _people_at(header, row.actual_columns))
             self.into.refusals.add(
                 file,
                 int(numbers[at]),
                 "wrong_number_of_cells",
                 f"{row.actual_columns} cells; the header has {row.expected_columns}",
-                line,
+                self._showable(line, delimiter, _people_at(header, row.actual_columns)),
+                _bytes_in(line),
             )
         self.into.add(file, table, np.delete(numbers, skipped), np.delete(places, skipped))
 
@@ -143,6 +156,10 @@ def _people_at(header: Sequence[str], cells: int) -> list[int]:
     """Where a person may stand in a line with another number of cells: counted from the left and the right."""
     people = [place for place, name in enumerate(header) if PERSON_NAME.search(name)]
     return [place for at in people for place in {at, cells - len(header) + at} if place >= 0]
+
+
+def _bytes_in(line: str) -> int:
+    return len(line.rstrip("\r\n").encode())
 
 
 def _bytes_of(lines: pa.Array) -> pa.Buffer:
