@@ -141,9 +141,11 @@ def _unescaped(value: str) -> str:
     if "\\" not in value:
         return value
     try:
-        return str(json.loads(f'"{value}"'))
+        text = str(json.loads(f'"{value}"'))
+        text.encode()  # half a surrogate pair cannot be hashed
     except ValueError:
         return value
+    return text
 
 
 def _pieces(text: str) -> set[str]:

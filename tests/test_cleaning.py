@@ -134,6 +134,7 @@ def test_the_hash_of_a_column_is_that_of_each_value_and_is_hmac_sha256(ids: list
         ('{"user_id": "anna", "query": "who is anna"}', '"query": "who is '),
         ('{"event_id": "e1", "user_id": "ann', '{"event_id": "e1", "user_id": "'),
         ('{"customer_number": 17, "quantity": 17}', '"quantity": 17}'),
+        ('{"user_id": "anna\\ud83d", "quantity": 1}', '"quantity": 1}'),  # half an emoji
         ("e1,view,known-user,i1", "e1,view,"),
         ("write to known.user@shop.example now", "write to [e-mail] now"),
     ],

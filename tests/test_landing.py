@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -120,6 +121,23 @@ def test_a_json_array_is_as_good_as_json_lines(tmp_path: Path, separator: bytes)
     landed = read(tmp_path)
     assert column(landed.rows, "event_id") == ["e1", "e2", "e3"]
     assert column(landed.rows, "source_row") == [1, 2, 1]
+
+
+def test_half_an_emoji_in_a_json_array_costs_its_own_element_only(tmp_path: Path) -> None:
+    put(tmp_path, "a.json", json.dumps([event(1), event(2, query="lamp \ud83d"), event(3, query="灯 💡")]).encode())
+    landed = read(tmp_path)
+    assert reasons(landed) == [(2, "malformed_json")]
+    assert str(landed.refused["raw"][0]).endswith('"query": "lamp \\ud83d"}')
+    assert column(landed.rows, "query") == [None, "灯 💡"]
+    assert '"query": "灯 💡"' in landed.raw([1])[0]
+
+
+def test_a_number_of_5000_digits_in_a_file_of_another_feed_is_refused_like_its_row(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", json_lines('{"item_id": "i", "n": %s}' % ("9" * 5_000)))
+    put(tmp_path, "b.jsonl", json_lines(event(3)))
+    landed = read(tmp_path)
+    assert reasons(landed) == [(1, "missing_column")]
+    assert column(landed.rows, "event_id") == ["e3"]
 
 
 def test_a_quoted_line_end_is_inside_its_cell(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class JsonLines:
     def _take_array(self, file: int, lines: pa.Array) -> None:
         document = "".join(lines.to_pylist())
         try:
-            elements = [json.dumps(element, ensure_ascii=False) for element in _exact_array(document)]
+            elements = [_as_line(element) for element in _exact_array(document)]
         except (ValueError, RecursionError) as error:
             detail = f"as a JSON array: {shortened(str(error))}"
             self.into.refusals.add(file, WHOLE_FILE, "malformed_json", detail, document)
@@ -138,7 +138,7 @@ class JsonLines:
         for file, number, line in zip(
             refused["file"].to_pylist(), refused["source_row"].to_pylist(), kept, strict=True
         ):
-            row = json.loads(line)
+            row = json.loads(line, parse_int=_Number)
             if file not in problems:
                 names = [name for name in row if name not in absent[file]]
                 missing = self.into.missing_columns(names)
@@ -221,7 +221,7 @@ class _KeyTwice(ValueError):
 
 
 class _Number(str):
-    """The text of a JSON number."""
+    """The text of a JSON number, of any length: Python makes no int of more than 4,300 digits."""
 
     __slots__ = ()
 
@@ -231,6 +231,11 @@ def _exact_array(text: str) -> list[object]:
     if not isinstance(value, list):
         raise ValueError("not an array")
     return value
+
+
+def _as_line(element: object) -> str:
+    """An array's element as JSON; half a surrogate pair is escaped as it was, for no UTF-8 can hold it."""
+    return json.dumps(element, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _exact_row(line: str) -> tuple[tuple[str, str] | None, dict[str, object]]:
