@@ -5,14 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.landing import LandingZone
+from pipeline.cleaning import FAULTS_SCHEMA
+from pipeline.landing import LandingZone, quarantined
+from pipeline.masking import Mask
 from pipeline.schema import EVENTS, ITEMS
-from tests.landed import WINDOW, column, csv_lines, event, hours_later, json_lines, packed, parquet, put, read, reasons
+from tests.landed import (
+    KEY,
+    WINDOW,
+    column,
+    csv_lines,
+    event,
+    hours_later,
+    json_lines,
+    packed,
+    parquet,
+    put,
+    read,
+    reasons,
+)
 
 WRITERS = {"jsonl": json_lines, "ndjson": json_lines, "csv": csv_lines, "parquet": parquet}
 
@@ -225,22 +243,54 @@ def test_a_file_without_a_required_column_is_refused_row_by_row_with_near_names(
 
 def test_whole_numbers_that_parquet_holds_as_floats_are_whole_ids(tmp_path: Path) -> None:
     table = pa.table({"event_type": ["view", "view"], "event_time": ["a", "b"], "item_id": [17850.0, None]})
-    import pyarrow.parquet as pq
-
     path = put(tmp_path, "a.parquet", b"")
     pq.write_table(table, path)
     assert column(read(tmp_path).rows, "item_id") == ["17850", None]
 
 
 def test_parquet_times_come_as_utc_and_nested_values_are_refused(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     times = pa.array([0, 1], pa.timestamp("ns", tz="Europe/Berlin"))
     table = pa.table({"event_type": ["view", "view"], "event_time": times, "item_id": [["a"], None]})
     pq.write_table(table, put(tmp_path, "a.parquet", b""))
     landed = read(tmp_path)
     assert column(landed.rows, "event_time") == ["1970-01-01 00:00:00.000000Z"]
     assert reasons(landed) == [(1, "nested_value")]
+
+
+FAR = pa.array([2**62, -(2**62)], pa.timestamp("us", "UTC"))  # the years 148,000 and -144,000
+
+
+@pytest.mark.parametrize(
+    ("columns", "refused"),
+    [
+        ({"item_id": [["a"], None], "event_time": FAR}, ["nested_value"]),
+        ({"item_id": pa.array([[FAR[0]], None], pa.list_(FAR.type))}, ["nested_value"]),
+        ({"event_type": None, "event_time": FAR}, ["missing_column"] * 2),
+        ({"event_type": None, "day": pa.array([2**31 - 1, 0], pa.int32()).view(pa.date32())}, ["missing_column"] * 2),
+        ({"event_type": None, "at": pa.array([1, 2], pa.timestamp("us", "Foo/Bar"))}, ["missing_column"] * 2),
+        ({"item_id": pa.array([b"a", b"\xff"]).view(pa.string())}, ["nested_value"]),
+        ({"item_id": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((2, 2)))}, ["nested_value"] * 2),
+    ],
+)
+def test_parquet_values_that_python_has_not_are_refused_or_text(
+    tmp_path: Path, columns: dict[str, object], refused: list[str]
+) -> None:
+    table = {"event_type": ["view", "view"], "event_time": ["t", "t"], "user_id": ["hans", "anna"]} | columns
+    content = pa.table({name: values for name, values in table.items() if values is not None})
+    pq.write_table(content, put(tmp_path, "a.parquet", b""))
+    put(tmp_path, "b.jsonl", json_lines(event(3)))
+    landed = read(tmp_path)
+    assert [reason for _, reason in reasons(landed)] == refused
+    assert len(landed.rows) == 3 - len(refused)
+    kept = quarantined(EVENTS, landed, FAULTS_SCHEMA.empty_table(), Mask(KEY))["raw"]
+    assert all("user_id" in str(raw) and "hans" not in str(raw) and "anna" not in str(raw) for raw in kept)
+
+
+def test_a_parquet_uuid_is_its_text(tmp_path: Path) -> None:
+    one = uuid.UUID("925d8731-e4c6-4fe9-bf25-e22a669fc170")
+    table = pa.table({"event_type": ["view"], "event_time": ["t"], "event_id": pa.array([one.bytes], pa.uuid())})
+    pq.write_table(table, put(tmp_path, "a.parquet", b""), store_schema=False)
+    assert column(read(tmp_path).rows, "event_id") == ["925d8731-e4c6-4fe9-bf25-e22a669fc170"]
 
 
 def test_hidden_and_unfinished_files_are_passed_over(tmp_path: Path) -> None:

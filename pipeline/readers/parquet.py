@@ -13,6 +13,11 @@ from pipeline.masking import PERSON_NAME
 from pipeline.readers.gathered import NO_HEADER, WHOLE_FILE, Gathered, shortened
 from pipeline.unpacking import MAX_FILE_BYTES, MAX_FILE_ROWS, MAX_RAW_BYTES
 
+_BYTES = (  # and texts: nothing says that those of a file are UTF-8
+    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view,
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+)
+
 
 class Parquet:
     """The Parquet files of one feed."""
@@ -72,7 +77,7 @@ class Parquet:
 
     def _refuse_rows(self, file: int, table: pa.Table, begin: int, problem: tuple[str, str]) -> None:
         people = [name for name in table.column_names if PERSON_NAME.search(name)]
-        for number, row in enumerate(table.to_pylist(), start=begin + 1):
+        for number, row in enumerate(_for_showing(table), start=begin + 1):
             self.into.persons.update(str(row[name]) for name in people if row[name] is not None)
             text = json.dumps(row, default=str, ensure_ascii=False)
             kept = None if problem[0] == NO_HEADER else text
@@ -85,12 +90,13 @@ class Parquet:
             column, readable = _as_text(table[name])
             columns[name] = column
             for at in np.flatnonzero(good & ~readable).tolist():
+                (row,) = _for_showing(table.slice(at, 1))
                 self.into.refusals.add(
                     file,
                     int(numbers[at]),
                     "nested_value",
-                    f"{name} is of type {table[name].type}, not one value",
-                    json.dumps(table.slice(at, 1).to_pylist()[0], default=str, ensure_ascii=False),
+                    f"{name} is of type {table[name].type}, not one value or no UTF-8",
+                    json.dumps(row, default=str, ensure_ascii=False),
                 )
             good &= readable
         text = pa.table(columns)
@@ -117,16 +123,41 @@ def _expanded_bytes(values: pa.Array) -> int:
     return int(values.nbytes)
 
 
+def _for_showing(table: pa.Table) -> list[dict[str, object]]:
+    """The rows for JSON, each single value as its text: Python has no year 20260 and no time zone `Foo/Bar`."""
+    columns = []
+    for column in table.columns:
+        text, readable = _as_text(column)
+        values: list[object] = text.to_pylist()
+        for at in np.flatnonzero(~readable).tolist():
+            values[at] = _for_python(column[at])
+        columns.append(values)
+    return [dict(zip(table.column_names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _for_python(value: pa.Scalar) -> object:
+    """A nested value or bytes; the name of the type where Python has no such value."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, KeyError):  # no UTF-8, a year without a date, an unknown time zone
+        return f"<{value.type}>"
+
+
 def _as_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
     """A typed column as text, and which rows have a text: nested values and bytes that are no UTF-8 have none."""
     kind = column.type
     everyone = np.ones(len(column), bool)
     if pa.types.is_dictionary(kind):
         return _as_text(column.cast(kind.value_type))
+    if isinstance(kind, pa.UuidType):
+        texts = [None if one is None else str(one) for one in column.to_pylist()]
+        return pa.chunked_array([texts], pa.string()), everyone
+    if isinstance(kind, pa.BaseExtensionType):
+        return _as_text(column.cast(kind.storage_type))
     if pa.types.is_nested(kind):
         return pa.chunked_array([pa.nulls(len(column), pa.string())]), column.is_null().to_numpy()
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return _bytes_as_text(column)
+    if any(is_of(kind) for is_of in _BYTES):
+        return _bytes_as_text(column.cast(pa.binary()))
     if pa.types.is_timestamp(kind):
         column = column.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.timestamp("us", "UTC"))
     return column.cast(pa.string()), everyone
@@ -134,7 +165,7 @@ def _as_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
 
 def _bytes_as_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
     try:
-        return column.cast(pa.binary()).cast(pa.string()), np.ones(len(column), bool)
+        return column.cast(pa.string()), np.ones(len(column), bool)
     except pa.ArrowInvalid:
         values, good = [], []
         for value in column.to_pylist():
