@@ -24,7 +24,8 @@ An hour whose files are no longer in the landing zone keeps its rows, and its ru
 
 ### When a file comes late
 A file that came after its hour was taken in is found by the next hour's run, up to as many hours later as rows may be
-late (48). Its hour is taken in again first; where it breaks a critical rule, an alert says so.
+late (48). Its hour is taken in again first; where it breaks a critical rule, or earlier files of it are gone, it keeps
+its rows, and an alert says so.
 Where files are always some minutes late, have hours taken in so much later: with `EVERGREEN_INGEST_MINUTE=5` the hour
 05:00 to 06:00 at 06:05, by a run that is named 05:05.
 

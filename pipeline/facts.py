@@ -5,7 +5,8 @@ They are apart from the rules, which live in expectations/: here is only when th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
@@ -25,7 +26,7 @@ WINDOW_FACTS = pa.schema(  # one row a window: what the window suites judge
     [
         pa.field("landed_window", TIME, nullable=False),
         pa.field("files", pa.int64(), nullable=False),
-        pa.field("files_gone", pa.int64(), nullable=False),  # it was published from so many, and has none any more
+        pa.field("files_gone", pa.int64(), nullable=False),  # that its rows came from, if no others came
         pa.field("rows_in", pa.int64(), nullable=False),
         pa.field("readable", pa.int64(), nullable=False),  # typed rows, before duplicates and row checks
         pa.field("quarantined", pa.int64(), nullable=False),  # by landing and cleaning
@@ -95,6 +96,7 @@ def fact_in_words(facts: pa.Table, column: str, place: int) -> str:
     """What a window held, in words, by the column that a rule judges; `place`: its row in the derived facts."""
     fact = {name: facts[name][place].as_py() for name in facts.column_names}
     readable, value = fact["readable"], fact.get(column)
+    gone, left = fact["files_gone"], fact["files"]
     phrases = {
         "unreadable_share": f"{_percent(value)} of the rows unreadable ({fact['quarantined']:,} of "
                             f"{fact['rows_in']:,})",
@@ -104,7 +106,7 @@ def fact_in_words(facts: pa.Table, column: str, place: int) -> str:
         "late_share": f"{_percent(value)} of the rows are late ({fact['late']:,} of {readable:,})",
         "unknown_item_share": f"{_percent(value)} of the rows are on unknown items ({fact['unknown_items']:,} of "
                               f"{fact['item_rows']:,})",
-        "files_gone": f"no file is left; it was published from {_number(value)}",
+        "files_gone": f"{gone:,} of {gone + left:,} files that it was published from are gone",
         "price_times_known": f"the median price is {_times(value)} what the catalogue last had",
         "usable_rows": f"{value} usable rows of {fact['rows_in']:,}",
         "times_usual": f"{fact['rows_in']:,} rows, usual are {_number(fact['usual_rows'])}",
@@ -201,17 +203,17 @@ def user_widths(rows: pa.Table, catalogue: pa.Table) -> pa.Array:
 
 @dataclass
 class LandedBefore:
-    """What landed before: of each hour in the window log its rows and files, and the rows of this call's windows."""
+    """What landed before: of each hour in the window log its rows and manifest, and the rows of this call's windows."""
 
     rows_in: dict[datetime, int]
-    files: dict[datetime, int]
+    manifests: dict[datetime, str]
 
     @classmethod
     def of(cls, log: pa.Table, feed: Feed) -> LandedBefore:
         """From the window log."""
         log = log.filter(pc.equal(log["feed"], feed.name))
         hours = log["landed_window"].to_pylist()
-        return cls(*(dict(zip(hours, log[name].to_pylist(), strict=True)) for name in ("rows_in", "files")))
+        return cls(*(dict(zip(hours, log[name].to_pylist(), strict=True)) for name in ("rows_in", "manifest")))
 
     def usual_rows(self, start: datetime) -> float | None:
         """The median of the same hour: of up to 4 same weekdays before, else of up to 7 days before."""
@@ -222,14 +224,21 @@ class LandedBefore:
                 return float(median(found))
         return None
 
-    def files_gone(self, start: datetime, files: int) -> int:
-        """How many files an hour's rows came from of which none is left, now that it has `files`; 0: no rows came."""
-        return 0 if files or not self.rows_in.get(start) else self.files.get(start, 0)
+    def files_gone(self, start: datetime, files: Collection[str]) -> int:
+        """How many of the files that an hour's rows came from are not among `files`; 0 where it has others besides.
+
+        Others may be the same rows under a new name, so an operator corrects an hour by them. What is left of the old
+        ones corrects nothing.
+        """
+        if not self.rows_in.get(start):
+            return 0
+        before = set(json.loads(self.manifests.get(start, "{}")))
+        return len(before.difference(files)) if before.issuperset(files) else 0
 
 
 def window_facts(
     feed: Feed,
-    files: Mapping[Window, int],
+    files: Mapping[Window, Collection[str]],
     rows: pa.Table,
     copies: pa.Table,
     refused_windows: pa.ChunkedArray,
@@ -239,7 +248,7 @@ def window_facts(
 
     Args:
         feed: the feed.
-        files: how many files each window has, in order of window.
+        files: the names of each window's files, in order of window.
         rows: all readable rows, copies included: the feed's table_schema, `unknown` (bool: nobody has described
             the row's item; null: it names none) and `price_ratio` (`price_ratios`).
         copies: those of them that are not the first of their key.
@@ -264,13 +273,13 @@ def window_facts(
     latest = rows.group_by("landed_window").aggregate([(feed.time, "max")])
     newest[places(latest["landed_window"])] = latest[f"{feed.time}_max"].cast(pa.int64()).to_numpy()
     minutes = np.where(readable > 0, (starts + 3.6e9 - newest) / 6e7, np.nan)
-    gone = [before.files_gone(window.start, count) for window, count in files.items()]
+    gone = [before.files_gone(window.start, names) for window, names in files.items()]
     before.rows_in |= {
         window.start: int(n) for window, n, lost in zip(files, rows_in, gone, strict=True) if not lost
     }
     columns = {
         "landed_window": [window.start for window in files],
-        "files": list(files.values()),
+        "files": [len(names) for names in files.values()],
         "files_gone": gone,
         "rows_in": rows_in,
         "readable": readable,

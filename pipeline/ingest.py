@@ -253,7 +253,7 @@ class _Door:
         assert self._before is not None
         firsts, copies = first_copies(rows, self.feed)
         refused = [landed.refused["landed_window"], landed.rows["landed_window"].take(faults["landed_row"])]
-        files = {window: len(landed.manifests[window]) for window in windows}
+        files = {window: landed.manifests[window].keys() for window in windows}
         at = pa.chunked_array([chunk for column in refused for chunk in column.chunks], TIME)
         facts = window_facts(self.feed, files, rows, copies, at, self._before)
 

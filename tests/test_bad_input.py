@@ -340,7 +340,7 @@ def test_an_hour_whose_files_are_gone_keeps_its_rows_until_an_empty_file_withdra
     lake, folder = open_lake(settings), Path(settings.landing) / "events" / WINDOW.folder
     shutil.rmtree(folder)
     for windows in (WINDOWS, [WINDOW]):
-        with pytest.raises(WindowStopped, match="no file is left; it was published from 1"):
+        with pytest.raises(WindowStopped, match="1 of 1 files that it was published from are gone"):
             ingest(windows, settings, report=lambda _: None, feeds=["events"])
         assert published(lake) == dict.fromkeys((window.start for window in WINDOWS), GOOD)
         assert log_of(lake)["published"] == GOOD
@@ -350,6 +350,18 @@ def test_an_hour_whose_files_are_gone_keeps_its_rows_until_an_empty_file_withdra
         assert published(lake) == {WINDOWS[0].start: GOOD, WINDOWS[2].start: GOOD}
         assert log_of(lake)["files"] == files
         empty.unlink(missing_ok=True)
+
+
+def test_what_is_left_of_an_hours_files_replaces_no_rows_and_another_file_does(settings: Settings) -> None:
+    marker = put(Path(settings.landing), "done.txt", b"ok")
+    ingest([WINDOW], settings, report=lambda _: None, feeds=["events"])
+    marker.with_name("good.jsonl").unlink()
+    with pytest.raises(WindowStopped, match="1 of 2 files that it was published from are gone"):
+        ingest([WINDOW], settings, report=lambda _: None, feeds=["events"])
+    assert published(open_lake(settings)) == {WINDOW.start: GOOD}
+    marker.with_name("corrected.jsonl").write_bytes(json_lines(*good_rows(1)[:3]))
+    ingest([WINDOW], settings, report=lambda _: None, feeds=["events"])
+    assert published(open_lake(settings)) == {WINDOW.start: 3}
 
 
 def test_a_stopped_window_leaves_what_it_had_published_before(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from pipeline.lake import open_lake
 from pipeline.latecomers import take_in_late
 from pipeline.settings import Settings
 from pipeline.window import Window
-from tests.landed import WINDOW, counted, event, hours_later, json_lines, put, settings_of
+from tests.landed import WINDOW, column, counted, event, hours_later, json_lines, put, settings_of
 
 NEXT = hours_later(1)
 
@@ -56,6 +56,31 @@ def test_a_file_that_grew_is_late_and_one_that_was_taken_away_is_not(settings: S
     shutil.rmtree(Path(settings.landing) / "events" / WINDOW.folder)
     assert take_in_late(NEXT, settings, quiet) == {}
     assert published(settings) == {WINDOW.start: 3}
+
+
+def test_a_late_file_beside_files_that_were_tidied_away_leaves_the_hours_rows_and_is_an_alert(
+    settings: Settings
+) -> None:
+    landing = Path(settings.landing)
+    (landing / "events" / WINDOW.folder / "first.jsonl").unlink()
+    put(landing, "second.jsonl", json_lines(event(2)))
+    assert take_in_late(NEXT, settings, quiet) == {"events": [WINDOW]}
+    assert column(open_lake(settings).arrow("events"), "event_id") == ["e1"]
+    (alert,) = open_alerts(settings)
+    assert "first.jsonl" in alert["text"] and "backfill the hour if what is there now is all of it" in alert["text"]
+    put(landing, "first.jsonl", json_lines(event(1)))
+    assert take_in_late(NEXT, settings, quiet) == {"events": [WINDOW]}
+    assert published(settings) == {WINDOW.start: 2}
+    assert open_alerts(settings) == []
+
+
+def test_a_late_file_of_an_hour_without_rows_is_all_of_it(settings: Settings) -> None:
+    put(Path(settings.landing), "first.jsonl", b"")
+    ingest([WINDOW], settings, quiet, feeds=["events"])
+    (Path(settings.landing) / "events" / WINDOW.folder / "first.jsonl").unlink()
+    put(Path(settings.landing), "second.jsonl", json_lines(event(2)))
+    assert take_in_late(NEXT, settings, quiet) == {"events": [WINDOW]}
+    assert published(settings) == {WINDOW.start: 1}
 
 
 def test_a_feed_that_brought_nothing_at_first_is_late_with_its_first_file(settings: Settings) -> None:
