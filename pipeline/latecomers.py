@@ -27,18 +27,22 @@ from pipeline.window import Window, windows_between
 def take_in_late(before: Window, settings: Settings, report: Callable[[str], None] = print) -> dict[str, list[Window]]:
     """Takes in again the hours before `before` that have got a file since they were taken in.
 
-    As far back as a late row still counts (`lateness_hours`). An hour that breaks a critical rule, or whose files are
-    gone, keeps the rows that it had, and an alert says so until it is corrected: `before` must not fail for it.
+    As far back as a late row still counts (`lateness_hours`). An hour that cannot be taken in again, because it breaks
+    a critical rule, because files of it are gone or for whatever reason, keeps the rows that it had, and an alert says
+    so until it is corrected: `before` must not fail for it.
 
     Returns:
         feed -> its hours that had late files, oldest first; feeds without any are not in it.
     """
-    from pipeline.quality import WindowStopped
-
     found = {}
     for feed in FEEDS.values():
         condition = f"late-files-{feed.name}"
-        hours = _with_late_files(feed, before, settings, report)
+        try:
+            hours = _with_late_files(feed, before, settings, report)
+        except Exception as error:  # whatever an old hour's folder cannot do, `before` must still be taken in
+            report(str(error))
+            raise_alert(settings, condition, f"Late files of the feed {feed.name} cannot be looked for: {error}")
+            continue
         faults = [f"{hour}: {_gone(names)}" for hour, names in hours.items() if names]
         whole = [hour for hour, names in hours.items() if not names]
         if hours:
@@ -46,8 +50,8 @@ def take_in_late(before: Window, settings: Settings, report: Callable[[str], Non
         if whole:
             try:
                 ingest(whole, settings, report, feeds=[feed.name])
-            except WindowStopped as stopped:
-                faults.append(str(stopped))
+            except Exception as error:  # a rule that is broken, a file that cannot be read or is being written
+                faults.append(str(error))
         if faults:
             said = " ".join(faults)
             report(said)

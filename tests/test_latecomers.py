@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from pipeline.alerts import open_alerts
+from pipeline.alerts import open_alerts, settle_alert
 from pipeline.ingest import ingest
 from pipeline.lake import open_lake
+from pipeline.landing import LandingError, LandingZone
 from pipeline.latecomers import take_in_late
 from pipeline.settings import Settings
 from pipeline.window import Window
@@ -30,6 +32,11 @@ def settings(tmp_path: Path) -> Settings:
     put(Path(settings.landing), "first.jsonl", json_lines(event(1)))
     ingest([WINDOW], settings, quiet)
     return settings
+
+
+def unreadable(zone: LandingZone, *given: object) -> NoReturn:
+    """In the place of a look at files whose rights forbid it."""
+    raise LandingError("the rights are missing")
 
 
 def published(settings: Settings) -> dict[object, int]:
@@ -81,6 +88,22 @@ def test_a_late_file_of_an_hour_without_rows_is_all_of_it(settings: Settings) ->
     put(Path(settings.landing), "second.jsonl", json_lines(event(2)))
     assert take_in_late(NEXT, settings, quiet) == {"events": [WINDOW]}
     assert published(settings) == {WINDOW.start: 1}
+
+
+def test_a_late_file_or_folder_that_cannot_be_read_is_an_alert_and_no_error(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(Path(settings.landing), "second.jsonl", json_lines(event(2)))
+    for method, feeds in (("files", 3), ("open", 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(LandingZone, method, unreadable)
+            take_in_late(NEXT, settings, quiet)
+        assert ["the rights are missing" in one["text"] for one in open_alerts(settings)] == [True] * feeds
+        assert published(settings) == {WINDOW.start: 1}
+        for alert in open_alerts(settings):
+            settle_alert(settings, alert["condition"])
+    assert take_in_late(NEXT, settings, quiet) == {"events": [WINDOW]}
+    assert published(settings) == {WINDOW.start: 2}
 
 
 def test_a_feed_that_brought_nothing_at_first_is_late_with_its_first_file(settings: Settings) -> None:
