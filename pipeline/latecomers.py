@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import pyarrow.compute as pc
 
-from pipeline.alerts import raise_alert, settle_alert
+from pipeline.alerts import open_alerts, raise_alert, settle_alert
 from pipeline.ingest import ingest
 from pipeline.lake import open_lake
 from pipeline.landing import LandedFile, LandingZone
@@ -24,71 +25,97 @@ from pipeline.settings import Settings
 from pipeline.window import Window, windows_between
 
 
+@dataclass(frozen=True)
+class _Hour:
+    """An hour's folder beside what the hour was taken in from.
+
+    Attributes:
+        window: the hour.
+        late: names of the files that came or grew since.
+        gone: names of the files that its rows came from which are no longer there.
+    """
+
+    window: Window
+    late: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
 def take_in_late(before: Window, settings: Settings, report: Callable[[str], None] = print) -> dict[str, list[Window]]:
     """Takes in again the hours before `before` that have got a file since they were taken in.
 
     As far back as a late row still counts (`lateness_hours`). An hour that cannot be taken in again, because it breaks
-    a critical rule, because files of it are gone or for whatever reason, keeps the rows that it had, and an alert says
-    so until it is corrected: `before` must not fail for it.
+    a critical rule, because files of it are gone or for whatever reason, keeps the rows that it had: `before` must not
+    fail for it. An alert says so, one an hour, until a backfill has taken in its late files or they are gone again.
 
     Returns:
         feed -> its hours that had late files, oldest first; feeds without any are not in it.
     """
-    found = {}
+    found: dict[str, list[Window]] = {}
+    reach = list(windows_between(before.start - timedelta(hours=settings.lateness_hours), before.start))
     for feed in FEEDS.values():
-        condition = f"late-files-{feed.name}"
+        alerts = f"late-files-{feed.name}"
+        refused = _windows_of_alerts(f"{alerts}-", settings)
         try:
-            hours = _with_late_files(feed, before, settings, report)
+            hours = _looked_at(feed, sorted({*reach, *refused}), settings)
         except Exception as error:  # whatever an old hour's folder cannot do, `before` must still be taken in
             report(str(error))
-            raise_alert(settings, condition, f"Late files of the feed {feed.name} cannot be looked for: {error}")
+            raise_alert(settings, alerts, f"Late files of the feed {feed.name} cannot be looked for: {error}")
             continue
-        faults = [f"{hour}: {_gone(names)}" for hour, names in hours.items() if names]
-        whole = [hour for hour, names in hours.items() if not names]
-        if hours:
-            found[feed.name] = list(hours)
-        if whole:
-            try:
-                ingest(whole, settings, report, feeds=[feed.name])
-            except Exception as error:  # a rule that is broken, a file that cannot be read or is being written
-                faults.append(str(error))
-        if faults:
-            said = " ".join(faults)
-            report(said)
-            raise_alert(settings, condition, f"A file came after its hour was taken in, and with it: {said}")
-        else:
-            settle_alert(settings, condition)
+        settle_alert(settings, alerts)
+        for hour in hours:
+            if hour.late and hour.window not in reach:
+                continue  # its alert stays, for an operator
+            fault = None
+            if hour.late:
+                found.setdefault(feed.name, []).append(hour.window)
+                fault = _fault_of_taking_in(feed, hour, settings, report)
+            if fault is not None:
+                report(fault)
+                raise_alert(settings, f"{alerts}-{hour.window}", fault)
+            elif hour.window in refused:
+                settle_alert(settings, f"{alerts}-{hour.window}")
     return found
 
 
-def _gone(names: Sequence[str]) -> str:
-    return (
-        f"{len(names)} of the files that the hour's rows came from are gone ({names[0]}), so it is not taken in again. "
-        "Put them back, or backfill the hour if what is there now is all of it."
-    )
+def _windows_of_alerts(prefix: str, settings: Settings) -> set[Window]:
+    conditions = [one["condition"] for one in open_alerts(settings)]
+    return {Window.parse(one.removeprefix(prefix)) for one in conditions if one.startswith(prefix)}
 
 
-def _with_late_files(
-    feed: Feed, before: Window, settings: Settings, report: Callable[[str], None]
-) -> dict[Window, list[str]]:
-    """The hours with late files, oldest first -> those of the files that their rows came from which are gone."""
-    first = before.start - timedelta(hours=settings.lateness_hours)
-    log = open_lake(settings).window_log(since=first.date())
-    log = log.filter(pc.equal(log["feed"], feed.name))
-    logged = log.select(["landed_window", "manifest", "rows_in"]).to_pylist()
-    taken_in = {Window(one["landed_window"]): json.loads(one["manifest"]) for one in logged}
-    with_rows = {Window(one["landed_window"]) for one in logged if one["rows_in"]}
+def _fault_of_taking_in(feed: Feed, hour: _Hour, settings: Settings, report: Callable[[str], None]) -> str | None:
+    """Takes an hour in again; why that cannot be done, None where it is done."""
+    for name in hour.late:
+        report(f"{feed.name} {hour.window}: {name} came after the hour was taken in")
+    came = f"{feed.name} {hour.window}: {hour.late[0]} came after the hour was taken in"
+    if hour.gone:
+        return (
+            f"{came}, and {len(hour.gone)} of the files that its rows came from are gone ({hour.gone[0]}), so it is "
+            "not taken in again. Put them back, or backfill the hour if what is there now is all of it."
+        )
+    try:
+        ingest([hour.window], settings, report, feeds=[feed.name])
+    except Exception as error:  # a rule that is broken, a file that cannot be read or is being written
+        return f"{came}, and with it: {error}"
+    return None
+
+
+def _looked_at(feed: Feed, windows: Sequence[Window], settings: Settings) -> list[_Hour]:
+    """Those of some hours that were ever taken in, oldest first."""
+    log = open_lake(settings).window_log(days={window.start.date() for window in windows})
+    chosen = {window.start: window for window in windows}
+    log = log.filter(pc.equal(log["feed"], feed.name)).select(["landed_window", "manifest", "rows_in"])
+    taken_in = {chosen[one["landed_window"]]: one for one in log.to_pylist() if one["landed_window"] in chosen}
     zone = LandingZone(settings.landing)
-    hours = [window for window in windows_between(first, before.start) if window in taken_in]
-    listed = zone.files(feed.name, hours)
-    late = [file for file in listed if _is_late(file, taken_in[file.window], zone)]
-    for file in late:
-        report(f"{feed.name} {file.window}: {file.name} came after the hour was taken in")
-    there = {file.name for file in listed}  # a name begins with its hour's folder
-    return {
-        window: sorted(taken_in[window].keys() - there) if window in with_rows else []
-        for window in sorted({file.window for file in late})
-    }
+    there: dict[Window, list[LandedFile]] = {window: [] for window in taken_in}
+    for file in zone.files(feed.name, sorted(taken_in)):
+        there[file.window].append(file)
+    hours = []
+    for window, files in there.items():
+        manifest = json.loads(taken_in[window]["manifest"])
+        late = [file.name for file in files if _is_late(file, manifest, zone)]
+        gone = sorted(manifest.keys() - {file.name for file in files}) if taken_in[window]["rows_in"] else []
+        hours.append(_Hour(window, tuple(late), tuple(gone)))
+    return hours
 
 
 def _is_late(file: LandedFile, manifest: dict[str, dict[str, int | str]], zone: LandingZone) -> bool:

@@ -136,10 +136,29 @@ def test_a_late_file_that_breaks_a_rule_is_an_alert_until_it_is_corrected_and_th
     for _ in range(2):
         assert take_in_late(NEXT, settings, quiet) == {"events": [WINDOW]}
         (alert,) = open_alerts(settings)
-        assert alert["condition"] == "late-files-events"
+        assert alert["condition"] == "late-files-events-2026-01-05T13:00Z"
         assert str(WINDOW) in alert["text"] and "unreadable_share_critical" in alert["text"]
         assert published(settings) == {WINDOW.start: 1}
     put(Path(settings.landing), "noise.jsonl", json_lines(event(2)))
     assert take_in_late(NEXT, settings, quiet) == {"events": [WINDOW]}
     assert open_alerts(settings) == []
     assert published(settings) == {WINDOW.start: 2}
+
+
+def test_the_alert_about_an_hour_stays_until_that_hour_is_corrected(settings: Settings) -> None:
+    landing = Path(settings.landing)
+    put(landing, "good.jsonl", json_lines(event(3, event_time="2026-01-05T14:10:00Z")), window=NEXT)
+    ingest([NEXT], settings, quiet, feeds=["events"])
+    for window in (WINDOW, NEXT):
+        put(landing, "noise.jsonl", b"\x00 no event\n" * 200, window=window)
+    both = {f"late-files-events-2026-01-05T{hour}:00Z" for hour in (13, 14)}
+    for before in (hours_later(2), hours_later(-5), NEXT, hours_later(100)):  # also of an hour before and long after
+        take_in_late(before, settings, quiet)
+        assert {alert["condition"] for alert in open_alerts(settings)} == both
+    (landing / "events" / NEXT.folder / "noise.jsonl").unlink()
+    put(landing, "noise.jsonl", json_lines(event(2)))
+    assert take_in_late(hours_later(100), settings, quiet) == {}
+    assert {alert["condition"] for alert in open_alerts(settings)} == {"late-files-events-2026-01-05T13:00Z"}
+    ingest([WINDOW], settings, quiet, feeds=["events"])
+    assert take_in_late(hours_later(100), settings, quiet) == {}
+    assert open_alerts(settings) == []
