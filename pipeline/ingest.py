@@ -184,9 +184,10 @@ class _Door:
                 self.report(f"{outdated} It is read again.")
         return self._chunk(windows)
 
-    def _source(self, windows: Sequence[Window]) -> tuple[list[LandedFile], int]:
-        """What the published rows depend on and others may change at any moment: the files, and what is forgotten."""
-        return LandingZone(self.settings.landing).files(self.feed.name, windows), self.lake.version("deletions")
+    def _source(self, windows: Sequence[Window]) -> tuple[list[LandedFile], int, int]:
+        """What the published rows depend on and others may change at any moment: files, what is forgotten, labels."""
+        files = LandingZone(self.settings.landing).files(self.feed.name, windows)
+        return files, self.lake.version("deletions"), self.lake.version("labels")
 
     def _chunk(self, windows: Sequence[Window]) -> Ingested:
         from pipeline.pages import write_page

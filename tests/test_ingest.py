@@ -20,6 +20,7 @@ import pytest
 
 from pipeline.forgetting import forget
 from pipeline.ingest import AccountingError, Ingested, ingest
+from pipeline.labels import take_in
 from pipeline.lake import Lake, Outdated, Published, open_lake
 from pipeline.schema import FEEDS
 from pipeline.settings import REPOSITORY, Settings
@@ -187,6 +188,25 @@ def test_a_row_that_must_be_forgotten_while_its_hour_is_taken_in_does_not_come_b
     monkeypatch.setattr(Lake, "publish", slow)
     ingest([WINDOW], settings, quiet, ["events"])
     assert column(open_lake(settings).arrow("events"), "item_id") == ["i2"]
+
+
+def test_a_label_that_is_imported_while_its_hour_is_taken_in_stays(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = {"message_id": "m1", "message_time": "2026-01-05T13:10:00Z", "user_id": "u", "text": "where is my parcel"}
+    put(Path(settings.landing), "a.jsonl", json_lines(message), feed="messages")
+    ingest([WINDOW], settings, quiet, ["messages"])
+    lake = open_lake(settings)
+    original, waiting = Lake.publish, [True]
+
+    def slow(self: Lake, *args: object, **kwargs: object) -> Published:
+        if waiting and waiting.pop():
+            take_in(lake, [{"message_id": "m1", "kind": "label", "value": "delivery"}], WINDOW.start, "ann")
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Lake, "publish", slow)
+    ingest([WINDOW], settings, quiet, ["messages"])
+    assert column(lake.arrow("messages"), "label") == ["delivery"]
 
 
 def test_files_that_never_rest_fail_the_run_and_publish_nothing(
