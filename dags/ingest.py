@@ -18,8 +18,9 @@ the rows, checks them, puts what cannot be used into the table `quarantine` with
 window in its table in one transaction. Running a window again is harmless: an unchanged window is no commit.
 
 ### How to backfill
-**Trigger → Backfill**, choose the range of hours (a run named 05:00 is the hour 05:00 to 06:00), choose *All runs*
-to take in hours that were ingested before, and *Max Active Runs* 4. The updates learn whatever differs, once.
+**Trigger → Backfill**, choose the range up to minute 59 of its last hour (a run named 05:00 is the hour 05:00 to
+06:00, and with `EVERGREEN_INGEST_MINUTE=5` that hour's run is named 05:05), choose *All runs* to take in hours that
+were ingested before, and *Max Active Runs* 4. The updates learn whatever differs, once.
 An hour whose files are no longer in the landing zone keeps its rows, and its run fails and says so.
 
 ### When a file comes late
@@ -31,7 +32,7 @@ Where files are always some minutes late, have hours taken in so much later: wit
 
 ### How to run one hour, or to load history, by hand
 **Trigger → Single Run** and fill in `window` (for example `2011-11-14T09:00Z`); with `until` all hours from
-`window` up to there are loaded in bulk.
+`window` up to there are loaded in bulk. Without `window` it is the last full hour, whatever date the run has.
 
 ### When it fails
 The log names the rule, what was seen, what is allowed and what to do. Table and model are as before. The button
@@ -77,7 +78,8 @@ with DAG(
 
         context = get_current_context()
         params, run = context["params"], context["dag_run"]
-        windows = windows_of(params["window"], params["until"], run.data_interval_start, run.run_after)
+        interval_start = None if run.run_type == "manual" else run.data_interval_start
+        windows = windows_of(params["window"], params["until"], interval_start, run.run_after)
         settings = read_settings()
         if params["window"] is None and run.run_type != "backfill":  # these are about the hours that they name
             take_in_late(windows[0], settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -55,8 +55,9 @@ class AirflowClient:
         self, dag: str, first: datetime, last: datetime, reprocess: str = "none", max_active_runs: int = 4
     ) -> int:
         """Starts a backfill of the hours `first` to `last`, both included; returns its id."""
+        end = last + timedelta(minutes=59)  # the run of an hour may be named some minutes after the hour's start
         body = {
-            "dag_id": dag, "from_date": first.isoformat(), "to_date": last.isoformat(), "run_backwards": False,
+            "dag_id": dag, "from_date": first.isoformat(), "to_date": end.isoformat(), "run_backwards": False,
             "reprocess_behavior": reprocess, "max_active_runs": max_active_runs, "dag_run_conf": {},
         }
         return int(self.request("POST", "/backfills", json=body)["id"])

@@ -84,7 +84,7 @@ def windows_of(
     Args:
         first: name of the first window, as `Window.parse` takes it.
         until: name of the first window after them; None: only one.
-        interval_start: start of a scheduled or backfilled run's data interval.
+        interval_start: start of a scheduled or backfilled run's data interval; None: it was started by hand.
         run_after: when the run was made.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,25 @@ print("FOUND" + json.dumps({"errors": bag.import_errors, "dags": {
         } for task in dag.tasks},
     } for dag in bag.dags.values()}}))
 import os
+from types import SimpleNamespace
+from unittest import mock
+import pendulum
+from airflow.serialization.serialized_objects import DagSerialization
+ingest = bag.dags["ingest"]
+stored = DagSerialization.from_dict(DagSerialization.to_dict(ingest))
+first, last, now = map(pendulum.parse, sys.argv[2:])
+intervals = [one.data_interval for one in stored.iter_dagrun_infos_between(first, last)]
+by_hand = stored.timetable.infer_manual_data_interval(run_after=now)
+taken_in = []
+publish = ingest.get_task("publish_windows").python_callable
+with (mock.patch("pipeline.ingest.ingest", lambda windows, settings: taken_in.extend(map(str, windows)) or ()),
+      mock.patch("pipeline.latecomers.take_in_late")):
+    for kind, interval in [("manual", by_hand), *(("backfill", one) for one in intervals)]:
+        run = SimpleNamespace(run_type=kind, data_interval_start=interval.start, run_after=now)
+        context = {"params": {"window": None, "until": None}, "dag_run": run, "ti": mock.Mock()}
+        with mock.patch.dict(publish.__globals__, get_current_context=lambda context=context: context):
+            publish()
+print("WINDOWS" + json.dumps(taken_in))
 os.environ["EVERGREEN_TASKS"] = "recommend"
 bag = DagBag(sys.argv[1] + "/profiles.py", load_op_links=False)
 print("WITHOUT" + json.dumps([bag.import_errors, sorted(bag.dags)]))
@@ -74,18 +94,20 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def listed(environment: dict[str, str]) -> dict:
-    for command in ([sys.executable, "-m", "airflow", "db", "migrate"], [sys.executable, "-c", _LIST, str(DAGS)]):
+    backfilled = re.findall(r'"(?:from|to)_date": "([^"]+)"', (REPOSITORY / "README.md").read_text())
+    list_them = [sys.executable, "-c", _LIST, str(DAGS), *backfilled, "2026-02-03T06:02:00Z"]
+    for command in ([sys.executable, "-m", "airflow", "db", "migrate"], list_them):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     said = {mark: json.loads(line.removeprefix(mark)) for line in done.stdout.splitlines()
-            for mark in ("FOUND", "WITHOUT") if line.startswith(mark)}
+            for mark in ("FOUND", "WITHOUT", "WINDOWS") if line.startswith(mark)}
     assert said["FOUND"]["errors"] == {}
-    return said["FOUND"]["dags"] | {"without profiles": said["WITHOUT"]}
+    return said["FOUND"]["dags"] | {"without profiles": said["WITHOUT"], "windows": said["WINDOWS"]}
 
 
 @pytest.fixture(scope="module")
 def dags(listed: dict) -> dict:
-    return {name: dag for name, dag in listed.items() if name != "without profiles"}
+    return {name: dag for name, dag in listed.items() if name not in ("without profiles", "windows")}
 
 
 def test_the_dag_files_parse_in_under_a_second_and_import_nothing_heavy(environment: dict[str, str]) -> None:
@@ -126,6 +148,14 @@ def test_an_hour_is_taken_in_as_many_minutes_after_its_end_as_the_exporter_needs
     assert dags["ingest"]["cron"] == "7 * * * *"
     with pytest.raises(SettingsError, match=r"EVERGREEN_INGEST_MINUTE must lie in 0\.\.29; received 30"):
         read_settings({"EVERGREEN_MASK_KEY": "k" * 32, "EVERGREEN_INGEST_MINUTE": "30"})
+
+
+def test_minutes_after_the_hour_change_neither_a_run_by_hand_nor_the_hours_of_the_readmes_backfill(
+    listed: dict
+) -> None:
+    by_hand, *backfilled = listed["windows"]
+    assert by_hand == "2026-02-03T05:00Z"  # the last full hour at 06:02, though scheduled runs are at 06:07
+    assert backfilled == [f"2026-02-01T{hour:02d}:00Z" for hour in range(24)]
 
 
 def test_each_task_has_an_owner_retries_and_a_timeout(dags: dict) -> None:
