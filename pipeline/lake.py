@@ -327,7 +327,7 @@ def _refuse_outdated(feed: str, is_current: Callable[[], bool]) -> None:
 
 def _days_around(windows: Sequence[Window], lateness_hours: int) -> tuple[date, date]:
     """The first and the last day on which a row of `windows` can have landed before or again."""
-    span = timedelta(hours=lateness_hours)
+    span = timedelta(hours=lateness_hours + 1)  # one that a clock ahead of time let land early, too
     return (windows[0].start - span).date(), (windows[-1].end + span).date()
 
 

@@ -107,6 +107,15 @@ def test_the_table_ends_the_same_in_whatever_order_windows_come(lake: Lake, orde
     assert held(lake) == [("e1", window(4).start, 1.7), ("e2", window(1).start, 2.0)]
 
 
+def test_a_row_that_landed_minutes_before_its_hour_counts_once_when_it_comes_again_at_the_latest(lake: Lake) -> None:
+    early, latest = window(1), window(2 + 48)  # 23:00, and 48 hours after the midnight at which it happened
+    for hour, price in ((1, 1.0), (50, 5.0)):
+        lake.publish(EVENTS, [window(hour)], events(("e1", hour, price)), NONE, NO_QUARANTINE)
+    assert held(lake) == [("e1", early.start, 1.0)]
+    lake.publish(EVENTS, [early], NONE, NONE, NO_QUARANTINE)
+    assert held(lake) == [("e1", latest.start, 5.0)]
+
+
 def test_rows_of_a_window_are_published_or_duplicates(lake: Lake) -> None:
     lake.publish(EVENTS, [window(0)], LANDINGS[0], NONE, NO_QUARANTINE)
     done = lake.publish(EVENTS, [window(3)], LANDINGS[3], NONE, NO_QUARANTINE)
