@@ -14,14 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from pipeline.alerts import open_alerts, raise_alert, settle_alert
 from pipeline.ingest import ingest
-from pipeline.lake import open_lake
+from pipeline.lake import Lake, open_lake
 from pipeline.landing import LandedFile, LandingZone
 from pipeline.schema import FEEDS, Feed
 from pipeline.settings import Settings
+from pipeline.tables import text_field
 from pipeline.window import Window, windows_between
 
 
@@ -33,11 +36,13 @@ class _Hour:
         window: the hour.
         late: names of the files that came or grew since.
         gone: names of the files that its rows came from which are no longer there.
+        unusable: names of what came since and is refused unread: no file, a link outside, a name that cannot be shown.
     """
 
     window: Window
     late: tuple[str, ...]
     gone: tuple[str, ...]
+    unusable: tuple[str, ...]
 
 
 def take_in_late(before: Window, settings: Settings, report: Callable[[str], None] = print) -> dict[str, list[Window]]:
@@ -45,7 +50,8 @@ def take_in_late(before: Window, settings: Settings, report: Callable[[str], Non
 
     As far back as a late row still counts (`lateness_hours`). An hour that cannot be taken in again, because it breaks
     a critical rule, because files of it are gone or for whatever reason, keeps the rows that it had: `before` must not
-    fail for it. An alert says so, one an hour, until a backfill has taken in its late files or they are gone again.
+    fail for it. An alert says so, one an hour, until a backfill has taken in its late files or they are gone again. For
+    what is refused unread no hour is taken in again: it is the alert alone.
 
     Returns:
         feed -> its hours that had late files, oldest first; feeds without any are not in it.
@@ -65,10 +71,9 @@ def take_in_late(before: Window, settings: Settings, report: Callable[[str], Non
         for hour in hours:
             if hour.late and hour.window not in reach:
                 continue  # its alert stays, for an operator
-            fault = None
             if hour.late:
                 found.setdefault(feed.name, []).append(hour.window)
-                fault = _fault_of_taking_in(feed, hour, settings, report)
+            fault = _fault_of_taking_in(feed, hour, settings, report)
             if fault is not None:
                 report(fault)
                 raise_alert(settings, f"{alerts}-{hour.window}", fault)
@@ -83,10 +88,17 @@ def _windows_of_alerts(prefix: str, settings: Settings) -> set[Window]:
 
 
 def _fault_of_taking_in(feed: Feed, hour: _Hour, settings: Settings, report: Callable[[str], None]) -> str | None:
-    """Takes an hour in again; why that cannot be done, None where it is done."""
+    """Takes an hour in again that has late files; why one that came cannot be taken in, None where all is done."""
     for name in hour.late:
         report(f"{feed.name} {hour.window}: {name} came after the hour was taken in")
-    came = f"{feed.name} {hour.window}: {hour.late[0]} came after the hour was taken in"
+    if not hour.late and not hour.unusable:
+        return None
+    came = f"{feed.name} {hour.window}: {(hour.late or hour.unusable)[0]} came after the hour was taken in"
+    if not hour.late:
+        return (
+            f"{came} and is not read. A landed file is a regular file inside the landing zone, and its name has no "
+            "control characters: rename it, or remove it."
+        )
     if hour.gone:
         return (
             f"{came}, and {len(hour.gone)} of the files that its rows came from are gone ({hour.gone[0]}), so it is "
@@ -101,25 +113,32 @@ def _fault_of_taking_in(feed: Feed, hour: _Hour, settings: Settings, report: Cal
 
 def _looked_at(feed: Feed, windows: Sequence[Window], settings: Settings) -> list[_Hour]:
     """Those of some hours that were ever taken in, oldest first."""
-    log = open_lake(settings).window_log(days={window.start.date() for window in windows})
+    lake = open_lake(settings)
+    log = lake.window_log(days={window.start.date() for window in windows})
     chosen = {window.start: window for window in windows}
     log = log.filter(pc.equal(log["feed"], feed.name)).select(["landed_window", "manifest", "rows_in"])
     taken_in = {chosen[one["landed_window"]]: one for one in log.to_pylist() if one["landed_window"] in chosen}
     zone = LandingZone(settings.landing)
-    there: dict[Window, list[LandedFile]] = {window: [] for window in taken_in}
+    readable: dict[Window, list[LandedFile]] = {window: [] for window in taken_in}
+    others: dict[Window, list[LandedFile]] = {window: [] for window in taken_in}
     for file in zone.files(feed.name, sorted(taken_in)):
-        there[file.window].append(file)
+        is_read = file.well_named and file.size_bytes >= 0 and not zone.leaves(file)
+        (readable if is_read else others)[file.window].append(file)
+    refused = _refused_files(feed, [window for window, files in others.items() if files], lake)
     hours = []
-    for window, files in there.items():
+    for window, files in readable.items():
         manifest = json.loads(taken_in[window]["manifest"])
-        late = [file.name for file in files if _is_late(file, manifest, zone)]
+        late = [file.name for file in files if file.size_bytes != manifest.get(file.name, {}).get("bytes")]
         gone = sorted(manifest.keys() - {file.name for file in files}) if taken_in[window]["rows_in"] else []
-        hours.append(_Hour(window, tuple(late), tuple(gone)))
+        unusable = [file.name for file in others[window] if file.name not in refused]
+        hours.append(_Hour(window, tuple(late), tuple(gone), tuple(unusable)))
     return hours
 
 
-def _is_late(file: LandedFile, manifest: dict[str, dict[str, int | str]], zone: LandingZone) -> bool:
-    """Whether a file is new, or of another size; what cannot be opened is in no manifest and is refused once."""
-    if not file.well_named or file.size_bytes < 0 or zone.leaves(file):
-        return False
-    return file.name not in manifest or manifest[file.name]["bytes"] != file.size_bytes
+def _refused_files(feed: Feed, windows: Sequence[Window], lake: Lake) -> set[str]:
+    """The names of the files of which the quarantine has something, on the days of some hours."""
+    if not windows:
+        return set()
+    days = ds.field("landed_date").isin(pa.array(sorted({window.start.date() for window in windows}), pa.date32()))
+    of_feed = text_field("feed") == feed.name
+    return set(lake.arrow("quarantine", columns=["source_file"], filter=days & of_feed)["source_file"].to_pylist())

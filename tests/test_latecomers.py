@@ -106,6 +106,29 @@ def test_a_late_file_or_folder_that_cannot_be_read_is_an_alert_and_no_error(
     assert published(settings) == {WINDOW.start: 2}
 
 
+def test_a_late_file_with_a_name_that_no_log_should_show_is_one_alert_until_it_is_gone_or_quarantined(
+    settings: Settings
+) -> None:
+    landing = Path(settings.landing)
+    put(landing, "bell\x07.jsonl", json_lines(event(2)), window=NEXT)
+    ingest([NEXT], settings, quiet, feeds=["events"])  # it was there in time, and is in the quarantine
+    bad = put(landing, "bell\x07.jsonl", json_lines(event(2)))
+    for before in (hours_later(2), hours_later(100)):
+        assert take_in_late(before, settings, quiet) == {}
+        (alert,) = open_alerts(settings)
+        assert alert["condition"] == "late-files-events-2026-01-05T13:00Z"
+        assert r"bell\x07.jsonl" in alert["text"] and "\x07" not in alert["text"]
+    ingest([WINDOW], settings, quiet, feeds=["events"])
+    assert take_in_late(hours_later(2), settings, quiet) == {}
+    assert open_alerts(settings) == []
+    bad.rename(bad.with_name("b\x07.jsonl"))
+    take_in_late(hours_later(2), settings, quiet)
+    assert len(open_alerts(settings)) == 1
+    bad.with_name("b\x07.jsonl").unlink()
+    take_in_late(hours_later(2), settings, quiet)
+    assert open_alerts(settings) == []
+
+
 def test_a_feed_that_brought_nothing_at_first_is_late_with_its_first_file(settings: Settings) -> None:
     change = {"change_id": "c1", "item_id": "i1", "change_time": "2026-01-05T13:10:00Z", "title": "lamp", "price": 3.5}
     put(Path(settings.landing), "a.jsonl", json_lines(change), feed="items")
@@ -145,6 +168,7 @@ def test_a_late_file_that_breaks_a_rule_is_an_alert_until_it_is_corrected_and_th
     assert published(settings) == {WINDOW.start: 2}
 
 
+@pytest.mark.slow  # eight ingests
 def test_the_alert_about_an_hour_stays_until_that_hour_is_corrected(settings: Settings) -> None:
     landing = Path(settings.landing)
     put(landing, "good.jsonl", json_lines(event(3, event_time="2026-01-05T14:10:00Z")), window=NEXT)
