@@ -96,7 +96,8 @@ def fact_in_words(facts: pa.Table, column: str, place: int) -> str:
     """What a window held, in words, by the column that a rule judges; `place`: its row in the derived facts."""
     fact = {name: facts[name][place].as_py() for name in facts.column_names}
     readable, value = fact["readable"], fact.get(column)
-    gone, left = fact["files_gone"], fact["files"]
+    gone = fact["files_gone"]
+    landed = None if gone is None else gone + fact["files"]
     phrases = {
         "unreadable_share": f"{_percent(value)} of the rows unreadable ({fact['quarantined']:,} of "
                             f"{fact['rows_in']:,})",
@@ -106,7 +107,7 @@ def fact_in_words(facts: pa.Table, column: str, place: int) -> str:
         "late_share": f"{_percent(value)} of the rows are late ({fact['late']:,} of {readable:,})",
         "unknown_item_share": f"{_percent(value)} of the rows are on unknown items ({fact['unknown_items']:,} of "
                               f"{fact['item_rows']:,})",
-        "files_gone": f"{gone:,} of {gone + left:,} files that it was published from are gone",
+        "files_gone": f"{_number(gone)} of {_number(landed)} files that it was published from are gone",
         "price_times_known": f"the median price is {_times(value)} what the catalogue last had",
         "usable_rows": f"{value} usable rows of {fact['rows_in']:,}",
         "times_usual": f"{fact['rows_in']:,} rows, usual are {_number(fact['usual_rows'])}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,13 @@ from pipeline.settings import read_settings
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where a file of labels lies, beside an empty lake."""
+    limit = csv.field_size_limit(131_072)  # of the process: as it is where nothing was taken in from CSV
     settings = read_settings({"EVERGREEN_HOME": str(tmp_path / "home"), "EVERGREEN_MASK_KEY": "k" * 40})
     monkeypatch.setattr(labels, "read_settings", lambda: settings)
-    return tmp_path / "wanted.csv"
+    yield tmp_path / "wanted.csv"
+    csv.field_size_limit(limit)
 
 
 def test_a_file_in_which_nothing_is_filled_in_changes_nothing(
