@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the process's exit status."""
     chosen = _parser().parse_args(arguments)
     console, errors = Console(width=None if sys.stdout.isatty() else 220), Console(stderr=True)
-    home = Path(os.environ.get("EVERGREEN_HOME", REPOSITORY / ".evergreen"))
+    home = Path(os.environ.get("EVERGREEN_HOME") or REPOSITORY / ".evergreen")
     try:
         clear(home)
         # a log of sales has no customer messages, and seldom the stock that demand is learnt from

@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone = commands.add_parser("alone", help="run a server once what a killed run of it left is ended")
     alone.add_argument("words", nargs=argparse.REMAINDER, help="the command")
     chosen = parser.parse_args(arguments)
-    installation = Installation(Path(os.environ.get("EVERGREEN_HOME", REPOSITORY / ".evergreen")))
+    installation = Installation(Path(os.environ.get("EVERGREEN_HOME") or REPOSITORY / ".evergreen"))
     console, errors = Console(markup=False), Console(stderr=True)
     try:
         if chosen.command == "alone":

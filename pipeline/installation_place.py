@@ -25,6 +25,7 @@ PROGRAMS = ("mlflow", "airflow-api", "airflow-scheduler", "airflow-dags", "airfl
 ADMIN = "admin"
 
 _REMEMBERED = "environment.json"
+_FOLDERS = ("EVERGREEN_LANDING", "EVERGREEN_LAKE", "EVERGREEN_ARTIFACTS", "EVERGREEN_REPORTS")
 
 
 class InstallationError(RuntimeError):
@@ -148,6 +149,9 @@ class Place:
                 self.secrets.admin_password, self.secrets.jwt_secret, self.accounts_configuration
             )
         own |= registry_tls.variables(self._environment)
+        # the scheduler runs in the home, a shell anywhere: a relative path would be another folder in each
+        told = {name: self._environment.get(name, "") for name in _FOLDERS}
+        own |= {name: str(Path(path).resolve()) for name, path in told.items() if path and "://" not in path}
         return {**self._environment, **self._airflow_environment(), **own}
 
     @property

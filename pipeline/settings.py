@@ -134,16 +134,16 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         SettingsError: a variable is missing or out of range.
     """
     env = os.environ if environment is None else environment
-    home = Path(env.get("EVERGREEN_HOME", REPOSITORY / ".evergreen")).resolve()
+    home = Path(env.get("EVERGREEN_HOME") or REPOSITORY / ".evergreen").resolve()
     tasks = _words(env.get("EVERGREEN_TASKS", "recommend").replace(" ", ","))  # make run TASKS="recommend demand"
     spark_rows = env.get("EVERGREEN_SPARK_ROWS")
     return Settings(
         home=home,
-        landing=env.get("EVERGREEN_LANDING", str(home / "landing")),
-        lake=env.get("EVERGREEN_LAKE", str(home / "lake")),
-        artifacts=env.get("EVERGREEN_ARTIFACTS", str(home / "mlflow" / "artifacts")),
-        reports=Path(env.get("EVERGREEN_REPORTS", home / "reports")),
-        tracking_uri=env.get("EVERGREEN_MLFLOW", f"sqlite:///{home / 'mlflow.db'}"),
+        landing=env.get("EVERGREEN_LANDING") or str(home / "landing"),
+        lake=env.get("EVERGREEN_LAKE") or str(home / "lake"),
+        artifacts=env.get("EVERGREEN_ARTIFACTS") or str(home / "mlflow" / "artifacts"),
+        reports=Path(env.get("EVERGREEN_REPORTS") or home / "reports"),
+        tracking_uri=env.get("EVERGREEN_MLFLOW") or f"sqlite:///{home / 'mlflow.db'}",
         mask_key=env.get("EVERGREEN_MASK_KEY", ""),
         lock_url=env.get("EVERGREEN_LOCK_URL") or None,
         tasks=tuple(name for name in tasks if name not in DERIVED),

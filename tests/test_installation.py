@@ -206,6 +206,24 @@ def test_ports_stay_the_same_from_start_to_start(tmp_path: Path) -> None:
     assert Installation(tmp_path, {"EVERGREEN_AIRFLOW_PORT": "18080"}).ports.airflow == 18080
 
 
+def test_a_relative_folder_is_the_same_for_a_shell_and_for_the_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = {"EVERGREEN_LAKE": "lake", "EVERGREEN_REPORTS": "../pages", "EVERGREEN_LANDING": "s3://bucket/landing"}
+    made = Installation(tmp_path / "home", told).environment
+    assert made["EVERGREEN_LAKE"] == str(tmp_path / "lake")
+    assert made["EVERGREEN_REPORTS"] == str(tmp_path.parent / "pages")
+    assert made["EVERGREEN_LANDING"] == "s3://bucket/landing" and "EVERGREEN_ARTIFACTS" not in made
+
+
+def test_an_empty_folder_is_the_default(tmp_path: Path) -> None:
+    told = dict.fromkeys(("EVERGREEN_LANDING", "EVERGREEN_LAKE", "EVERGREEN_ARTIFACTS", "EVERGREEN_REPORTS"), "")
+    settings = Installation(tmp_path, told).settings
+    assert (settings.landing, settings.lake) == (str(tmp_path / "landing"), str(tmp_path / "lake"))
+    assert (settings.artifacts, settings.reports) == (str(tmp_path / "mlflow" / "artifacts"), tmp_path / "reports")
+
+
 def test_a_socket_fits_however_long_the_homes_path_is(tmp_path: Path) -> None:
     home = tmp_path / ("long-" * 30)
     assert len(os.fsencode(Installation(home, {}).runtime / "postgres" / ".s.PGSQL.5432")) < 107
