@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.installation_place import ADMIN, InstallationError
 from pipeline.lake import open_lake
 from pipeline.registry import RegistryError, open_registry
 from pipeline.report import WindowLine, as_table, draw_quality, metric_of, pooled, window_lines
-from pipeline.settings import DERIVED, REPOSITORY, SettingsError
+from pipeline.settings import DERIVED, REPOSITORY, SettingsError, read_settings
 from pipeline.sources import Source, SourceError, open_source
 from pipeline.tasks.catalogue import TASKS, entry
 from pipeline.user_profiles import Profile, read_profile, sentences_of
@@ -86,11 +87,6 @@ class Demo:
 
     def run(self) -> bool:
         """Everything to its end; whether the loop worked."""
-        if "://" in self._settings.landing:
-            raise SourceError(
-                "make run lays its hours into a folder; EVERGREEN_LANDING is an address. Leave it out here: lake and "
-                "models' files may be in object storage (EVERGREEN_LAKE, EVERGREEN_ARTIFACTS)."
-            )
         landing = Path(self._settings.landing)
         history, rows = self._stream.history, 0
         with ThreadPoolExecutor(1) as beside:
@@ -246,13 +242,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, errors = Console(width=None if sys.stdout.isatty() else 220), Console(stderr=True)
     home = Path(os.environ.get("EVERGREEN_HOME") or REPOSITORY / ".evergreen")
     try:
-        clear(home)
+        refuse_others(home)
         # a log of sales has no customer messages, and seldom the stock that demand is learnt from
         tasks = chosen.tasks or (",".join([*TASKS, *DERIVED]) if chosen.source == "simulated" else "recommend")
-        hours = chosen.hours or (_HOURS_OF_MANY if "," in tasks.strip(",") else _HOURS)
+        hours = (_HOURS_OF_MANY if "," in tasks.strip(",") else _HOURS) if chosen.hours is None else chosen.hours
+        check(tasks, hours, os.environ)
         size = {"hours": hours} if chosen.source == "simulated" else {}
-        source = open_source(chosen.source, chosen.data, chosen.mapping, chosen.seed, home / "cache", **size)
-        stream = Stream.of(source, hours)
+        with tempfile.TemporaryDirectory() as cache:  # a log is read whole before the home, which may hold it, is empty
+            source = open_source(chosen.source, chosen.data, chosen.mapping, chosen.seed, Path(cache), **size)
+            stream = Stream.of(source, hours)
+        clear(home)
         installation = Installation(home)
         installation.remember({
             "EVERGREEN_TASKS": tasks, "EVERGREEN_SEED": str(chosen.seed),
@@ -272,18 +271,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if worked else 1
 
 
+def check(tasks: str, hours: int, environment: Mapping[str, str]) -> None:
+    """Refuses what a demo cannot run with, before anything of an earlier one is removed.
+
+    Raises:
+        SourceError: no hour would arrive, or the landing zone is no folder.
+        SettingsError: a task is unknown, or a variable of the environment is wrong.
+    """
+    if hours < 1:
+        raise SourceError(
+            f"--hours must be at least 1; received {hours}. Correct it (HOURS= with make), or leave it out."
+        )
+    # a demo makes the key itself where none is told
+    told = {"EVERGREEN_MASK_KEY": "not made yet".ljust(32), **environment, "EVERGREEN_TASKS": tasks}
+    settings = read_settings(told)
+    for task in settings.tasks:
+        if task not in TASKS:
+            raise SettingsError(
+                f"--tasks must name some of {', '.join([*TASKS, *DERIVED])}; received {task!r}. Correct it (TASKS= "
+                "with make), or leave it out."
+            )
+    if "://" in settings.landing:
+        raise SourceError(
+            "make run lays its hours into a folder; EVERGREEN_LANDING is an address. Leave it out here: lake and "
+            "models' files may be in object storage (EVERGREEN_LAKE, EVERGREEN_ARTIFACTS)."
+        )
+
+
+def refuse_others(home: Path) -> None:
+    """Refuses a folder that no demo has made.
+
+    Raises:
+        DemoFailed: it holds something else.
+    """
+    if home.exists() and any(home.iterdir()) and not (home / _MARK).exists():
+        raise DemoFailed(
+            f"make run starts with an empty EVERGREEN_HOME; {home} holds an installation that no demo made. "
+            "Choose another folder: EVERGREEN_HOME=... make run"
+        )
+
+
 def clear(home: Path) -> None:
     """Makes `home` an empty folder; refuses one that no demo has made.
 
     Raises:
         DemoFailed: it holds something else.
     """
+    refuse_others(home)
     if home.exists() and any(home.iterdir()):
-        if not (home / _MARK).exists():
-            raise DemoFailed(
-                f"make run starts with an empty EVERGREEN_HOME; {home} holds an installation that no demo made. "
-                "Choose another folder: EVERGREEN_HOME=... make run"
-            )
         Installation(home).down()
         shutil.rmtree(home)
     home.mkdir(parents=True, exist_ok=True)

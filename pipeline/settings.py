@@ -100,10 +100,11 @@ class Settings:
             raise SettingsError(f"EVERGREEN_LATENESS_HOURS must lie in 0..2160; received {self.lateness_hours}.")
         if not 0 <= self.ingest_minute < 30:  # the sweep of updates, dags/update.py
             raise SettingsError(f"EVERGREEN_INGEST_MINUTE must lie in 0..29; received {self.ingest_minute}.")
-        if self.derived and not self.tasks:
+        if not self.tasks:
+            beside = f" beside {', '.join(self.derived)}" if self.derived else ""
             raise SettingsError(
-                f"EVERGREEN_TASKS must name a task that learns beside {', '.join(self.derived)}; received none. "
-                "Add one: EVERGREEN_TASKS=recommend,profiles"
+                f"EVERGREEN_TASKS must name a task that learns{beside}; received none. "
+                f"Add one: EVERGREEN_TASKS={','.join(['recommend', *self.derived])}"
             )
         if self.engine not in ENGINES:
             raise SettingsError(f"EVERGREEN_ENGINE must be {' or '.join(ENGINES)}; received {self.engine!r}.")
@@ -135,7 +136,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """
     env = os.environ if environment is None else environment
     home = Path(env.get("EVERGREEN_HOME") or REPOSITORY / ".evergreen").resolve()
-    tasks = _words(env.get("EVERGREEN_TASKS", "recommend").replace(" ", ","))  # make run TASKS="recommend demand"
+    tasks = _words((env.get("EVERGREEN_TASKS") or "recommend").replace(" ", ","))  # make run TASKS="recommend demand"
     spark_rows = env.get("EVERGREEN_SPARK_ROWS")
     return Settings(
         home=home,

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.demo import DemoFailed, Stream, clear
+from pipeline.demo import Demo, DemoFailed, Stream, check, clear
+from pipeline.demo import main as run_demo
 from pipeline.installation import Installation
 from pipeline.installation_place import InstallationError
 from pipeline.serving import read_keys
@@ -255,6 +256,35 @@ def test_a_demo_refuses_a_folder_that_it_did_not_make(tmp_path: Path) -> None:
     (tmp_path / "new" / "lake").mkdir()
     clear(tmp_path / "new")
     assert not (tmp_path / "new" / "lake").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--source", "nope"], "received 'nope'"),
+        (["--mapping", "missing.toml", "--data", "log.csv"], "missing.toml"),
+        (["--source", "online-retail", "--data", "missing.csv"], "'missing.csv' is neither"),
+        (["--hours", "-3"], "--hours must be at least 1; received -3"),
+        (["--hours", "0"], "--hours must be at least 1; received 0"),
+        (["--tasks", "recomend"], "received 'recomend'"),
+        (["--tasks", ","], "EVERGREEN_TASKS must name a task that learns; received none"),
+    ],
+)
+def test_a_demo_that_cannot_begin_leaves_what_the_one_before_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    clear(tmp_path)
+    (tmp_path / "lake").mkdir()
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
+    monkeypatch.setattr(Demo, "run", lambda demo: pytest.fail("it began"))
+    assert run_demo(words) == 1
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "lake").exists()
+
+
+def test_a_demo_does_not_begin_with_a_landing_zone_that_is_no_folder() -> None:
+    with pytest.raises(SourceError, match="EVERGREEN_LANDING is an address"):
+        check("recommend", 1, {"EVERGREEN_LANDING": "s3://bucket/landing"})
 
 
 def test_the_last_hours_with_data_arrive_and_all_before_is_history() -> None:
