@@ -24,7 +24,7 @@ from rich.console import Console
 from pipeline import updating
 from pipeline.airflow_client import AirflowClient, AirflowError
 from pipeline.installation import Installation, say_where
-from pipeline.installation_place import ADMIN, InstallationError
+from pipeline.installation_place import ADMIN, InstallationError, told_port
 from pipeline.lake import open_lake
 from pipeline.registry import RegistryError, open_registry
 from pipeline.report import WindowLine, as_table, draw_quality, metric_of, pooled, window_lines
@@ -277,6 +277,7 @@ def check(tasks: str, hours: int, environment: Mapping[str, str]) -> None:
     Raises:
         SourceError: no hour would arrive, or the landing zone is no folder.
         SettingsError: a task is unknown, or a variable of the environment is wrong.
+        InstallationError: a port is none.
     """
     if hours < 1:
         raise SourceError(
@@ -291,6 +292,8 @@ def check(tasks: str, hours: int, environment: Mapping[str, str]) -> None:
                 f"--tasks must name some of {', '.join([*TASKS, *DERIVED])}; received {task!r}. Correct it (TASKS= "
                 "with make), or leave it out."
             )
+    for name in ("EVERGREEN_AIRFLOW_PORT", "EVERGREEN_MLFLOW_PORT"):
+        told_port(name, environment)
     if "://" in settings.landing:
         raise SourceError(
             "make run lays its hours into a folder; EVERGREEN_LANDING is an address. Leave it out here: lake and "

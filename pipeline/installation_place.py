@@ -23,6 +23,7 @@ from pipeline.settings import REPOSITORY, Settings, read_settings
 
 PROGRAMS = ("mlflow", "airflow-api", "airflow-scheduler", "airflow-dags", "airflow-triggerer")
 ADMIN = "admin"
+HIGHEST_PORT = 65535  # 16 bits of TCP's header
 
 _REMEMBERED = "environment.json"
 _FOLDERS = ("EVERGREEN_LANDING", "EVERGREEN_LAKE", "EVERGREEN_ARTIFACTS", "EVERGREEN_REPORTS")
@@ -49,11 +50,14 @@ class Ports:
         held = json.loads(path.read_text()) if path.exists() else {}
         choose = int if "EVERGREEN_HOST" in environment else free_port
         chosen = {
-            name: int(environment.get(f"EVERGREEN_{name.upper()}_PORT") or held.get(name) or choose(first))
+            name: told_port(f"EVERGREEN_{name.upper()}_PORT", environment) or held.get(name) or choose(first)
             for name, first in (("airflow", 8080), ("mlflow", 5000))
         }
-        home.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(chosen))
+        if chosen != held:
+            home.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others read it meanwhile
+            unfinished.write_text(json.dumps(chosen))
+            os.replace(unfinished, path)
         return cls(**chosen)
 
 
@@ -190,6 +194,24 @@ class Place:
 def _remembered(home: Path) -> dict[str, str]:
     path = home / _REMEMBERED
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def told_port(name: str, environment: Mapping[str, str]) -> int | None:
+    """The port that a variable tells; None where it is empty or not set.
+
+    Raises:
+        InstallationError: it is no port.
+    """
+    text = environment.get(name)
+    if not text:
+        return None
+    port = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= port <= HIGHEST_PORT:
+        raise InstallationError(
+            f"{name} must be a whole number in 1..{HIGHEST_PORT}; received {text!r}. Correct it, or leave it out: a "
+            "free port is then chosen."
+        )
+    return port
 
 
 def free_port(first: int) -> int:

@@ -19,7 +19,7 @@ import pytest
 from pipeline.demo import Demo, DemoFailed, Stream, check, clear
 from pipeline.demo import main as run_demo
 from pipeline.installation import Installation
-from pipeline.installation_place import InstallationError
+from pipeline.installation_place import InstallationError, Ports
 from pipeline.serving import read_keys
 from pipeline.sources import SourceError
 from pipeline.sources.simulator import ShopSimulator
@@ -205,6 +205,24 @@ def test_machines_that_share_a_database_share_its_locks_and_find_the_first_ones_
 def test_ports_stay_the_same_from_start_to_start(tmp_path: Path) -> None:
     assert Installation(tmp_path, {}).ports == Installation(tmp_path, {}).ports
     assert Installation(tmp_path, {"EVERGREEN_AIRFLOW_PORT": "18080"}).ports.airflow == 18080
+
+
+def test_the_file_of_ports_is_replaced_whole_and_only_where_a_port_is_another(tmp_path: Path) -> None:
+    path = tmp_path / "ports.json"
+    Ports.of(tmp_path, {"EVERGREEN_AIRFLOW_PORT": "18080", "EVERGREEN_MLFLOW_PORT": "15000"})
+    with path.open() as reader:
+        Ports.of(tmp_path, {})
+        assert path.stat().st_ino == os.fstat(reader.fileno()).st_ino
+        Ports.of(tmp_path, {"EVERGREEN_AIRFLOW_PORT": "18081"})
+        assert json.load(reader) == {"airflow": 18080, "mlflow": 15000}  # it was opened before
+    assert json.loads(path.read_text()) == {"airflow": 18081, "mlflow": 15000}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("port", ["abc", "-1", "0", "65536", "99999999", "²"])
+def test_what_is_no_port_is_refused(tmp_path: Path, port: str) -> None:
+    with pytest.raises(InstallationError, match=rf"EVERGREEN_MLFLOW_PORT must be .* 1\.\.65535; received '{port}'"):
+        Ports.of(tmp_path, {"EVERGREEN_MLFLOW_PORT": port})
 
 
 def test_a_relative_folder_is_the_same_for_a_shell_and_for_the_scheduler(
