@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from functools import partial
@@ -336,12 +336,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     installation = Installation(Path(os.environ.get("EVERGREEN_HOME") or REPOSITORY / ".evergreen"))
     console, errors = Console(markup=False), Console(stderr=True)
+    if chosen.command in ("exec", "alone") and not chosen.words:
+        parser.error(f"{chosen.command} must be followed by a command, for example: {chosen.command} airflow dags list")
     try:
         if chosen.command == "alone":
+            check_command(chosen.words[0], os.environ)
             leftovers.run_alone(installation.home, chosen.words)
         if chosen.command == "worker":
             installation.become_worker()
         if chosen.command == "exec":
+            check_command(chosen.words[0], installation.environment)
             os.execvpe(chosen.words[0], chosen.words, installation.environment)
         if chosen.command == "up":
             with console.status("starting") as shown:
@@ -357,6 +361,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
     return 0
+
+
+def check_command(name: str, environment: Mapping[str, str]) -> None:
+    """Refuses a command that no process of this environment can become.
+
+    Raises:
+        InstallationError: there is none of that name, or it cannot be run.
+    """
+    if shutil.which(name, path=environment.get("PATH")) is None:
+        raise InstallationError(
+            f"exec and alone need a command that can be run; received {name!r}, which is none on the PATH. "
+            "Correct its name or path."
+        )
 
 
 def say_where(installation: Installation, say: Callable[..., object]) -> None:

@@ -19,6 +19,7 @@ import pytest
 from pipeline.demo import Demo, DemoFailed, Stream, check, clear
 from pipeline.demo import main as run_demo
 from pipeline.installation import Installation
+from pipeline.installation import main as run_installation
 from pipeline.installation_place import InstallationError, Ports
 from pipeline.serving import read_keys
 from pipeline.sources import SourceError
@@ -76,6 +77,19 @@ def test_no_secret_stands_in_the_supervisors_configuration(tmp_path: Path) -> No
     made = installation.secrets
     assert len(vars(made)) == 5 and not any(secret in text for secret in vars(made).values())
     assert "hidden" not in text
+
+
+@pytest.mark.parametrize("command", ["exec", "alone"])
+def test_a_command_that_is_missing_or_cannot_be_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        run_installation([command])
+    assert ended.value.code == 2
+    assert f"{command} must be followed by a command" in capsys.readouterr().err
+    assert run_installation([command, "nosuchcommand", "--x"]) == 1
+    assert "received 'nosuchcommand', which is none on the PATH" in capsys.readouterr().err
 
 
 _TASK = "import os, time; os.setpgid(0, 0); print(os.getpid(), flush=True); time.sleep(600)"
