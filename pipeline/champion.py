@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.registry import Promotion, Registry, open_registry
 from pipeline.registry_errors import PREFIX, RegistryError
 from pipeline.settings import SettingsError, read_settings
+from pipeline.tasks.catalogue import entry
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         settings = read_settings()
+        chosen.task = settings.tasks[0] if chosen.task is None else chosen.task
+        entry(chosen.task)  # refuses one that is not there
         registry = open_registry(settings)
-        chosen.task = chosen.task or settings.tasks[0]
         chosen.run(registry, chosen, Console(markup=False))  # people's words have brackets
     except (RegistryError, SettingsError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
@@ -79,13 +81,13 @@ def _show_versions(registry: Registry, chosen: argparse.Namespace, console: Any)
     for alias, version in registry.aliases(chosen.task).items():
         aliases.setdefault(version, []).append(alias)
     table = Table("version", "alias", "kind", "from", "newest window", "decision", "because", "files")
-    for entry in registry.entries(chosen.task):
-        version, tags = entry.number, entry.tags
+    for one in registry.entries(chosen.task):
+        version, tags = one.number, one.tags
         seen = (tags.get(f"evergreen.{key}", "") for key in ("kind", "parent", "window", "decision"))
         reasons = json.loads(tags.get("evergreen.reasons", "[]"))
         table.add_row(
             str(version), " ".join(sorted(aliases.get(version, []))), *seen, " ".join(reasons),
-            "removed" if entry.retired else "there",
+            "removed" if one.retired else "there",
         )
     console.print(table)
 

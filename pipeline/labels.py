@@ -28,6 +28,7 @@ from pipeline.lake import Lake, open_lake
 from pipeline.schema import LABELS_SCHEMA, MESSAGES
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.tables import text_field
+from pipeline.tasks.catalogue import entry
 
 KINDS = ("label", "sentiment", "answer")
 COLUMNS = ("task", "message_id", "kind", "guess", "confidence", "text", "value")
@@ -96,8 +97,8 @@ def wanted(lake: Lake, task: str, count: int) -> list[dict[str, Any]]:
         message = held.get(row["message_id"])
         if message is None or message[row["kind"]] is not None:  # gone, or labelled since
             continue
-        entry = {name: row[name] for name in ("task", "message_id", "kind", "guess", "confidence")}
-        found.setdefault((row["message_id"], row["kind"]), {**entry, "text": message["text"], "value": ""})
+        known = {name: row[name] for name in ("task", "message_id", "kind", "guess", "confidence")}
+        found.setdefault((row["message_id"], row["kind"]), {**known, "text": message["text"], "value": ""})
     return list(found.values())[:count]
 
 
@@ -162,8 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exported(chosen: argparse.Namespace, settings: Settings) -> str:
-    lake = open_lake(settings)
-    rows = [row for task in (chosen.task or settings.tasks) for row in wanted(lake, task, chosen.count)]
+    lake, tasks = open_lake(settings), chosen.task or settings.tasks
+    for task in tasks:
+        entry(task)  # refuses one that is not there, before the file is written
+    rows = [row for task in tasks for row in wanted(lake, task, chosen.count)]
     with Path(chosen.file).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

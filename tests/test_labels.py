@@ -46,3 +46,9 @@ def test_a_file_that_cannot_be_read_is_told_with_its_line(
     file.write_bytes(content)
     assert labels.main(["import", str(file)]) == 1
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_messages_of_a_task_that_is_not_there_are_not_exported(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert labels.main(["export", str(file), "--task", "suport"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "one of demand, recommend, sentiment, support; received 'suport'" in said and not file.exists()

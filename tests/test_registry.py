@@ -33,6 +33,7 @@ from pipeline.registry_errors import (
     VersionRetired,
 )
 from pipeline.retention import tidy
+from pipeline.tasks import catalogue
 from pipeline.tasks.contract import Package
 
 NOW = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
@@ -637,6 +638,7 @@ def installation(home: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setenv("EVERGREEN_HOME", str(home))
     monkeypatch.setenv("EVERGREEN_MASK_KEY", "k" * 32)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(catalogue.TASKS, TASK, catalogue.Entry("tests.price_task", "PriceTask", "events"))
     for name in ("EVERGREEN_MLFLOW", "EVERGREEN_LAKE", "EVERGREEN_LOCK_URL"):
         monkeypatch.delenv(name, raising=False)
     return opened(home)
@@ -682,6 +684,25 @@ def test_a_missing_setting_is_named(
     monkeypatch.delenv("EVERGREEN_MASK_KEY", raising=False)
     assert main(["show"]) == 1
     assert "EVERGREEN_MASK_KEY" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words", "said"),
+    [
+        ("recommend", ["--task", "recomend"], "recommend, sentiment, support, toy; received 'recomend'"),
+        ("recommend", ["--task", ""], "support, toy; received ''"),
+        ("recomend", [], "received 'recomend'"),
+        ("", [], "evergreen-recommend has no champion yet"),
+        (",", [], "EVERGREEN_TASKS must name a task that learns; received none"),
+    ],
+)
+def test_a_task_that_is_not_there_is_told_and_an_empty_setting_is_the_default(
+    installation: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tasks: str, words: list[str], said: str,
+) -> None:
+    monkeypatch.setenv("EVERGREEN_TASKS", tasks)
+    assert main(["show", *words]) == 1
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_importing_the_registry_imports_no_mlflow() -> None:

@@ -56,7 +56,9 @@ def entry(name: str) -> Entry:
         SettingsError: there is no such task.
     """
     if name not in TASKS:
-        raise SettingsError(f"A task is one of {sorted(TASKS)}; received {name!r}. Correct EVERGREEN_TASKS.")
+        raise SettingsError(
+            f"A task is one of {', '.join(sorted(TASKS))}; received {name!r}. Correct EVERGREEN_TASKS or --task."
+        )
     return TASKS[name]
 
 
