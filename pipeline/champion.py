@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.asking import a_person_waits
 from pipeline.registry import Promotion, Registry, open_registry
 from pipeline.registry_errors import PREFIX, RegistryError
 from pipeline.settings import SettingsError, read_settings
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.task = settings.tasks[0] if chosen.task is None else chosen.task
         entry(chosen.task)  # refuses one that is not there
         registry = open_registry(settings)
-        chosen.run(registry, chosen, Console(markup=False))  # people's words have brackets
+        with a_person_waits(settings.tracking_uri):
+            chosen.run(registry, chosen, Console(markup=False))  # people's words have brackets
     except (RegistryError, SettingsError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
         return 1

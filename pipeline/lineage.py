@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from pipeline.asking import a_person_waits
 from pipeline.checkpoint import Ledger
 from pipeline.forgetting import masked
 from pipeline.lake import Lake, open_lake
@@ -268,10 +269,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         settings = read_settings()
-        if chosen.asked == "version":
-            answer = of_version(chosen.task, chosen.version, settings, whole=not chosen.own)
-        else:
-            answer = of_rows(chosen.asked, chosen.value.strip(), settings, getattr(chosen, "feed", None))
+        with a_person_waits(settings.tracking_uri):
+            if chosen.asked == "version":
+                answer = of_version(chosen.task, chosen.version, settings, whole=not chosen.own)
+            else:
+                answer = of_rows(chosen.asked, chosen.value.strip(), settings, getattr(chosen, "feed", None))
     except (RegistryError, SettingsError, LakeError, ValueError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
         return 1

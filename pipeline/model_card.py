@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow.dataset as ds
 
+from pipeline.asking import a_person_waits
 from pipeline.lake import open_lake
 from pipeline.lineage import of_version
 from pipeline.packaging import MOST_CHARACTERS
@@ -250,7 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         settings = read_settings()
-        card = _card(open_registry(settings), chosen.task, chosen.version, settings, anew=chosen.anew)
+        with a_person_waits(settings.tracking_uri):
+            card = _card(open_registry(settings), chosen.task, chosen.version, settings, anew=chosen.anew)
     except (RegistryError, SettingsError, LakeError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
         return 1

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.asking import a_person_waits
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import RegistryError
 from pipeline.settings import SettingsError, read_settings
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the model's folder; the version becomes a folder in it")
     chosen = parser.parse_args(arguments)
     try:
-        print(write_saved_model(open_registry(read_settings()), chosen.task, chosen.version, chosen.out))
+        settings = read_settings()
+        with a_person_waits(settings.tracking_uri):
+            print(write_saved_model(open_registry(settings), chosen.task, chosen.version, chosen.out))
     except (RegistryError, SettingsError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from pipeline.asking import try_briefly
 from pipeline.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _client(tracking_uri: str) -> MlflowClient:
             "database's. Start with: python -m pipeline.installation exec python -m pipeline.webhooks …"
         )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a person waits
+    try_briefly()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri, tracking_uri)
