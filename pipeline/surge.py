@@ -15,6 +15,7 @@ raised for longer than that becomes the usual one, and the alert settles: it is 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import pyarrow.dataset as ds
 from pipeline.alerts import open_alerts, raise_alert, settle_alert
 from pipeline.lake import Lake, open_lake
 from pipeline.schema import TIME
-from pipeline.settings import Settings, read_settings
+from pipeline.settings import Settings, SettingsError, read_settings
 
 FALSE_ALARMS_PER_YEAR = 1.0
 HOURS_PER_YEAR = 8766.0
@@ -203,10 +204,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    if arguments:
-        print("python -m pipeline.surge takes no arguments.", file=sys.stderr)
-        return 2
-    lake, console = open_lake(read_settings()), Console(markup=False)
+    argparse.ArgumentParser(
+        prog="python -m pipeline.surge",
+        description="Prints sentiment per topic and day of the newest two weeks, and what is a surge now. The "
+        "installation is the one of the environment's EVERGREEN_* variables.",
+    ).parse_args(arguments)
+    try:
+        lake, console = open_lake(read_settings()), Console(markup=False)
+    except SettingsError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
+        return 1
     table = Table("day", "topic", "messages", "negative", "neutral", "positive")
     for day, topic, counts in sentiment_by_day(lake, "sentiment"):
         shares = [f"{counts.get(name, 0) / sum(counts.values()):.0%}" for name in ("negative", "neutral", "positive")]
@@ -218,4 +225,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -13,6 +13,7 @@ A worker: `python -m pipeline.workers FOLDER`, with TF_CONFIG.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -198,6 +199,20 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Is a worker until the training is done; returns the process's exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.workers",
+        description="Is one worker of a retrain, which starts its workers itself where EVERGREEN_WORKERS is above 1.",
+    )
+    parser.add_argument("folder", type=Path, help="the job, as the retrain has written it")
+    folder = parser.parse_args(arguments).folder
+    if not (folder / "job.json").is_file():
+        parser.error(f"folder must hold a retrain's job.json; received {folder}. Start the retrain instead.")
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    work(Path(sys.argv[1]), read_settings())
+    work(folder, read_settings())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipeline.alerts import open_alerts
 from pipeline.lake import open_lake
 from pipeline.schema import READINGS_SCHEMA
 from pipeline.settings import Settings
-from pipeline.surge import hourly_counts, sentiment_by_day, surge_conditions, surging, tell_surges
+from pipeline.surge import hourly_counts, main, sentiment_by_day, surge_conditions, surging, tell_surges
 from tests.small_shop import settings_of
 
 HOURS = 48 + 28 * 24
@@ -98,3 +99,14 @@ def test_a_message_counts_once_as_its_newest_version_read_it(tmp_path: Path) -> 
     assert int(negative.sum()) == len([number for number in range(HOURS * 4) if number % 5 == 0])
     day, topic, said = sentiment_by_day(lake, "sentiment", days=2)[0]
     assert (day, topic, sum(said.values())) == ("2026-02-09", "late_delivery", 48)
+
+
+def test_a_wrong_setting_is_told_and_help_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVERGREEN_MASK_KEY", "short")
+    assert main([]) == 1
+    assert "EVERGREEN_MASK_KEY must be a secret" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0 and "usage: python -m pipeline.surge" in capsys.readouterr().out

@@ -137,3 +137,17 @@ def test_a_worker_that_fails_ends_the_job_with_its_words(tmp_path: Path) -> None
     settings = replace(settings_of(tmp_path), workers=2)
     with pytest.raises(WorkersFailed, match=r"(?s)worker \d ended with 1: .*No such file.*job.json"):
         workers._run(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "required: folder"), (["nowhere"], "must hold a retrain's job.json; received nowhere")]
+)
+def test_a_worker_without_a_job_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        workers.main(words)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "usage: python -m pipeline.workers" in told and said in told
