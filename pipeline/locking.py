@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipeline.settings import SettingsError
+
 Locks = Callable[[str], AbstractContextManager[None]]
 
 # The longest holder publishes a year of history in bulk (under a minute, measured); ten times that is a hang.
@@ -36,6 +38,17 @@ class LockNotTaken(RuntimeError):
         )
 
 
+class LocksAway(SettingsError):
+    """The PostgreSQL that holds the locks cannot be reached by its URL; the message never shows that."""
+
+    def __init__(self, seen: str) -> None:
+        self.seen = seen
+        super().__init__(
+            "EVERGREEN_LOCK_URL (or EVERGREEN_DATABASE, where that is told instead) must be the URL of a PostgreSQL "
+            f"that answers, postgresql://user:password@host:port/database; {seen} Start the server, or correct the URL."
+        )
+
+
 def file_locks(folder: Path, patience_seconds: float = PATIENCE_SECONDS) -> Locks:
     """Locks between processes that share `folder` on one machine's disk."""
 
@@ -52,13 +65,19 @@ def file_locks(folder: Path, patience_seconds: float = PATIENCE_SECONDS) -> Lock
 
 
 def postgres_locks(url: str, patience_seconds: float = PATIENCE_SECONDS) -> Locks:
-    """Locks between machines that share the PostgreSQL at `url` (advisory, held by the session)."""
+    """Locks between machines that share the PostgreSQL at `url` (advisory, held by the session).
+
+    To take one raises LocksAway where the server cannot be reached, LockNotTaken where another holds it for too long.
+    """
 
     @contextmanager
     def lock(name: str) -> Iterator[None]:
         import psycopg2  # only where the locks are PostgreSQL's
 
-        connection = psycopg2.connect(url.replace("postgresql+psycopg2://", "postgresql://"))
+        try:
+            connection = psycopg2.connect(url.replace("postgresql+psycopg2://", "postgresql://"))
+        except psycopg2.Error as error:
+            raise LocksAway(_shown(str(error), url)) from None  # its text may hold the URL, and so the password
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -73,6 +92,14 @@ def postgres_locks(url: str, patience_seconds: float = PATIENCE_SECONDS) -> Lock
             connection.close()  # ends the session, and with it the lock
 
     return lock
+
+
+def _shown(said: str, url: str) -> str:
+    """What the driver said, where that cannot hold a part of the URL's password."""
+    one_host = url.count("@") <= 1 and url.startswith(("postgresql://", "postgresql+psycopg2://", "postgres://"))
+    if one_host and said.startswith(("connection to server", "could not translate host name")):
+        return f"received: {' '.join(said.split())}."
+    return "what was received is none."
 
 
 def locks_of(home: Path, lock_url: str | None, patience_seconds: float = PATIENCE_SECONDS) -> Locks:
