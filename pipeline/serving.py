@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hmac
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import APIKeyHeader
 from pydantic import TypeAdapter
 
+from pipeline.installation_place import HIGHEST_PORT
 from pipeline.served_models import NoModel, ServedModel, ServedModels
 from pipeline.serving_limits import KeyedLimit, SizeLimit
 from pipeline.serving_metrics import Measured, ServingMetrics
@@ -327,6 +329,26 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
+def check_place(host: str, port: int) -> None:
+    """Refuses a place at which this machine cannot listen, before anybody is told of it.
+
+    Raises:
+        SettingsError: the port is none or taken, or the host is none of this machine's.
+    """
+    if not 1 <= port <= HIGHEST_PORT:
+        raise SettingsError(f"--port must lie in 1..{HIGHEST_PORT}; received {port}. Choose another.")
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: one that has just ended is none
+            probe.bind(place)
+    except OSError as error:
+        raise SettingsError(
+            f"--host and --port must be free on this machine; received {host} and {port}: {error.strerror}. "
+            "End what listens there, or choose another port."
+        ) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server until it is told to end; returns the process's exit status."""
     import uvicorn
@@ -344,6 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"A server that listens at {chosen.host} must have keys; EVERGREEN_API_KEYS is empty. Set it to "
                 "name:role:key (a key: openssl rand -hex 24), or listen at 127.0.0.1."
             )
+        check_place(chosen.host, chosen.port)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1

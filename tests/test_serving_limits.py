@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pipeline.served_models import ServedModel, ServedModels
-from pipeline.serving import ApiKey, create_app, read_keys
+from pipeline.serving import ApiKey, create_app, main, read_keys
 from pipeline.serving_limits import KeyedLimit
 from pipeline.settings import SettingsError
 from tests.small_shop import settings_of
@@ -61,3 +62,27 @@ def test_any_task_answers_so_many_and_no_number_fails_the_server(counting: TestC
     answer = counting.post("/v1/models/demand", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert status != 422 or "k must be at most 200" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1"])
+def test_a_port_that_is_none_is_refused_before_anybody_is_told_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
+    monkeypatch.setenv("EVERGREEN_MASK_KEY", "k" * 32)
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: pytest.fail("it serves"))
+    assert main(["--port", port]) == 1
+    told = capsys.readouterr()
+    assert f"--port must lie in 1..65535; received {port}" in told.err and not told.out
+
+
+def test_a_taken_port_is_refused_before_anybody_is_told_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVERGREEN_MASK_KEY", "k" * 32)
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["--port", port]) == 1
+    told = capsys.readouterr()
+    assert f"received 127.0.0.1 and {port}: Address already in use" in told.err and not told.out
+    assert main(["--port", port]) == 0 and f":{port}" in capsys.readouterr().out
