@@ -284,13 +284,13 @@ def check(tasks: str, hours: int, environment: Mapping[str, str]) -> None:
             f"--hours must be at least 1; received {hours}. Correct it (HOURS= with make), or leave it out."
         )
     # a demo makes the key itself where none is told
-    told = {"EVERGREEN_MASK_KEY": "not made yet".ljust(32), **environment, "EVERGREEN_TASKS": tasks}
-    settings = read_settings(told)
-    for task in settings.tasks:
+    told = {**environment, "EVERGREEN_MASK_KEY": environment.get("EVERGREEN_MASK_KEY") or "not made yet".ljust(32)}
+    settings = read_settings({"EVERGREEN_TASKS": tasks, **told})  # the environment's wins, as in the installation
+    for task in (*read_settings({**told, "EVERGREEN_TASKS": tasks}).tasks, *settings.tasks):
         if task not in TASKS:
             raise SettingsError(
-                f"--tasks must name some of {', '.join([*TASKS, *DERIVED])}; received {task!r}. Correct it (TASKS= "
-                "with make), or leave it out."
+                f"--tasks (TASKS= with make) and EVERGREEN_TASKS must name some of {', '.join([*TASKS, *DERIVED])}; "
+                f"received {task!r}. Correct it, or leave it out."
             )
     for name in ("EVERGREEN_AIRFLOW_PORT", "EVERGREEN_MLFLOW_PORT"):
         told_port(name, environment)

@@ -22,6 +22,7 @@ from pipeline.installation import Installation
 from pipeline.installation import main as run_installation
 from pipeline.installation_place import InstallationError, Ports
 from pipeline.serving import read_keys
+from pipeline.settings import SettingsError
 from pipeline.sources import SourceError
 from pipeline.sources.simulator import ShopSimulator
 
@@ -317,6 +318,13 @@ def test_a_demo_that_cannot_begin_leaves_what_the_one_before_made(
 def test_a_demo_does_not_begin_with_a_landing_zone_that_is_no_folder() -> None:
     with pytest.raises(SourceError, match="EVERGREEN_LANDING is an address"):
         check("recommend", 1, {"EVERGREEN_LANDING": "s3://bucket/landing"})
+
+
+@pytest.mark.parametrize(("argument", "variable"), [("recommend", "demnad"), ("demnad", "recommend")])
+def test_a_demo_checks_its_tasks_and_those_of_the_environment_which_win(argument: str, variable: str) -> None:
+    with pytest.raises(SettingsError, match=r"must name some of .*; received 'demnad'"):
+        check(argument, 1, {"EVERGREEN_TASKS": variable})
+    check("recommend", 1, {"EVERGREEN_MASK_KEY": ""})  # it is made
 
 
 def test_the_last_hours_with_data_arrive_and_all_before_is_history() -> None:
