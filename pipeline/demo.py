@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_others(home)
         # a log of sales has no customer messages, and seldom the stock that demand is learnt from
         tasks = chosen.tasks or (",".join([*TASKS, *DERIVED]) if chosen.source == "simulated" else "recommend")
-        hours = (_HOURS_OF_MANY if "," in tasks.strip(",") else _HOURS) if chosen.hours is None else chosen.hours
+        hours = usual_hours(tasks) if chosen.hours is None else chosen.hours
         check(tasks, hours, os.environ)
         size = {"hours": hours} if chosen.source == "simulated" else {}
         with tempfile.TemporaryDirectory() as cache:  # a log is read whole before the home, which may hold it, is empty
@@ -299,6 +299,11 @@ def check(tasks: str, hours: int, environment: Mapping[str, str]) -> None:
             "make run lays its hours into a folder; EVERGREEN_LANDING is an address. Leave it out here: lake and "
             "models' files may be in object storage (EVERGREEN_LAKE, EVERGREEN_ARTIFACTS)."
         )
+
+
+def usual_hours(tasks: str) -> int:
+    """How many hours arrive where nobody says it: of several tasks (`a,b` or `a b`) each hour takes longer."""
+    return _HOURS_OF_MANY if len(tasks.replace(",", " ").split()) > 1 else _HOURS
 
 
 def refuse_others(home: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.demo import Demo, DemoFailed, Stream, check, clear
+from pipeline.demo import Demo, DemoFailed, Stream, check, clear, usual_hours
 from pipeline.demo import main as run_demo
 from pipeline.installation import Installation
 from pipeline.installation import main as run_installation
@@ -334,3 +334,7 @@ def test_the_last_hours_with_data_arrive_and_all_before_is_history() -> None:
     assert stream.history[-1].end == stream.arriving[0].start
     with pytest.raises(SourceError, match="fewer than the 27 hours"):
         Stream.of(source, 27)
+
+
+def test_several_tasks_are_shown_on_fewer_hours_however_they_are_written() -> None:
+    assert usual_hours("recommend,demand") == usual_hours("recommend demand") < usual_hours("recommend,")
