@@ -51,4 +51,4 @@ def test_a_file_that_cannot_be_read_is_told_with_its_line(
 def test_messages_of_a_task_that_is_not_there_are_not_exported(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert labels.main(["export", str(file), "--task", "suport"]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "one of demand, recommend, sentiment, support; received 'suport'" in said and not file.exists()
+    assert "A task is one of" in said and "received 'suport'" in said and not file.exists()
