@@ -135,7 +135,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_a_worker_that_fails_ends_the_job_with_its_words(tmp_path: Path) -> None:
     settings = replace(settings_of(tmp_path), workers=2)
-    with pytest.raises(WorkersFailed, match=r"(?s)worker \d ended with 1: .*No such file.*job.json"):
+    with pytest.raises(WorkersFailed, match=r"(?s)worker \d ended with 2: .*must hold a retrain's job.json"):
         workers._run(tmp_path, settings)
 
 
