@@ -92,6 +92,25 @@ def test_the_order_of_the_rows_changes_nothing(tmp_path: Path) -> None:
     assert examples_of(tmp_path / "1", *events) == examples_of(tmp_path / "2", *reversed(events))
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 7, 1_000])
+def test_an_id_for_all_guests_is_remembered_by_its_newest_rows_before_each_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    monkeypatch.setattr(recommend_examples, "HISTORY_ROWS", 3)
+    monkeypatch.setattr(recommend_examples, "_ROWS_AT_ONCE", {"duckdb": rows_at_once})
+    events = [event(number, "purchase", item, number, user="guest") for number, item in enumerate("abacdeb")]
+    others = [event(10 + number, "purchase", item, number, user="person") for number, item in enumerate("fgh")]
+    found = {(one["unit"], one["targets"][0], one["time"]): one for one in examples_of(tmp_path, *events, *others)}
+    told = [
+        ("".join(one["history_items"]), one["history_counts"]) for (unit, *_), one in found.items() if unit == "guest"
+    ]
+    assert told == [
+        ("", []), ("a", [1.0]), ("ba", [1.0, 1.0]), ("ab", [2.0, 1.0]), ("cab", [1.0, 1.0, 1.0]),
+        ("dca", [1.0, 1.0, 1.0]), ("edc", [1.0, 1.0, 1.0]),
+    ]
+    assert ["".join(one["history_items"]) for (unit, *_), one in found.items() if unit == "person"] == ["", "f", "gf"]
+
+
 def test_a_correction_of_one_users_row_finds_that_users_history(tmp_path: Path) -> None:
     """DuckDB then hands a filter to Arrow for a file that MERGE has rewritten, which Arrow cannot apply."""
     lake = Lake(str(tmp_path / "lake"), file_locks(tmp_path / "locks"))
