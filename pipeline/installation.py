@@ -32,7 +32,7 @@ from pathlib import Path
 import psutil
 
 from pipeline import leftovers, registry_login, registry_tls
-from pipeline.installation_place import ADMIN, InstallationError, Place
+from pipeline.installation_place import ADMIN, InstallationError, Place, check_not_taken
 from pipeline.installation_secrets import Secrets, write_secretly
 from pipeline.settings import REPOSITORY, SettingsError
 
@@ -55,11 +55,14 @@ class Installation(Place):
         """Starts what is not running yet, each part once the one that it needs answers. Idempotent.
 
         Raises:
-            InstallationError: a part does not answer in time.
+            InstallationError: a part does not answer in time, or another program has its port.
         """
         self._write_configuration()
         if not self._supervised():
             self._end_forgotten()
+            check_not_taken("Airflow", self.host, self.ports.airflow, self.home)
+            if "mlflow" in self.programs:
+                check_not_taken("MLflow", self.host, self.ports.mlflow, self.home)
             self._run([sys.executable, "-m", "supervisor.supervisord", "-c", str(self._configuration)])
             self._wait("supervisord", self._supervised)
         if "EVERGREEN_DATABASE" not in self._environment:

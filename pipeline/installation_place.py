@@ -6,6 +6,8 @@ PostgreSQL takes the embedded one's place by `EVERGREEN_DATABASE`, any other reg
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import psutil
 
 from pipeline import registry_login, registry_tls
 from pipeline.installation_secrets import Secrets
@@ -225,3 +229,45 @@ def free_port(first: int) -> int:
                 continue
             return port
     raise InstallationError(f"No port from {first} to {first + 99} is free; choose one by EVERGREEN_..._PORT.")
+
+
+def check_not_taken(program: str, host: str, port: int, home: Path) -> None:
+    """Refuses a port that a program of somewhere else listens on: what it answers would be taken for ours.
+
+    Programs of an installation are started in its home, by which they are known.
+
+    Raises:
+        InstallationError: the port is taken.
+    """
+    with socket.socket() as probe, contextlib.suppress(OSError):  # an address that is not here: its program says so
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            listeners = _listeners(port) if error.errno == errno.EADDRINUSE else []
+            if any(_started_in(home, listener) for listener in listeners):
+                return
+            if error.errno == errno.EADDRINUSE:
+                named = ", ".join(f"{one.name()}, process {one.pid}" for one in listeners) or "not one of this user's"
+                raise InstallationError(
+                    f"{program} must have port {port} of {host}, on which another program listens ({named}). Stop "
+                    f"that, or choose another port by EVERGREEN_{program.upper()}_PORT."
+                ) from error
+
+
+def _listeners(port: int) -> list[psutil.Process]:
+    """The processes that listen on a port, of those that this user may look at."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid is not None:
+                with contextlib.suppress(psutil.Error):
+                    found.append(psutil.Process(one.pid))
+    return found
+
+
+def _started_in(home: Path, process: psutil.Process) -> bool:
+    try:
+        return process.cwd() == str(home)
+    except psutil.Error:
+        return False

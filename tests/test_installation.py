@@ -20,7 +20,7 @@ from pipeline.demo import Demo, DemoFailed, Stream, check, clear, usual_hours
 from pipeline.demo import main as run_demo
 from pipeline.installation import Installation
 from pipeline.installation import main as run_installation
-from pipeline.installation_place import InstallationError, Ports
+from pipeline.installation_place import InstallationError, Ports, check_not_taken
 from pipeline.serving import read_keys
 from pipeline.settings import SettingsError
 from pipeline.sources import SourceError
@@ -238,6 +238,23 @@ def test_the_file_of_ports_is_replaced_whole_and_only_where_a_port_is_another(tm
 def test_what_is_no_port_is_refused(tmp_path: Path, port: str) -> None:
     with pytest.raises(InstallationError, match=rf"EVERGREEN_MLFLOW_PORT must be .* 1\.\.65535; received '{port}'"):
         Ports.of(tmp_path, {"EVERGREEN_MLFLOW_PORT": port})
+
+
+def test_a_port_that_another_program_took_meanwhile_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """Its answer to /health would be taken for our MLflow's, and models be registered there."""
+    elsewhere = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "0"]
+    with subprocess.Popen(elsewhere, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            port = int(other.stdout.readline().split("port ")[1].split()[0])
+            installation = Installation(tmp_path / "home", {"EVERGREEN_MLFLOW_PORT": str(port)})
+            refusal = rf"MLflow must have port {port} of 127.0.0.1.*process {other.pid}\).*EVERGREEN_MLFLOW_PORT"
+            with pytest.raises(InstallationError, match=refusal):
+                installation.up()
+            assert installation.status() == {}
+            check_not_taken("MLflow", "127.0.0.1", port, tmp_path)  # what a killed run of ours left
+        finally:
+            other.kill()
 
 
 def test_a_relative_folder_is_the_same_for_a_shell_and_for_the_scheduler(
