@@ -22,9 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from pipeline.asking import a_person_waits
 from pipeline.checkpoint import Ledger
 from pipeline.lake import Lake, open_lake
+from pipeline.locking import LockNotTaken
 from pipeline.masking import Mask
+from pipeline.registry_errors import RegistryError
 from pipeline.schema import DELETIONS_SCHEMA, FEEDS
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.tables import LakeError, text_field
@@ -164,12 +167,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not identifier:
         Console(stderr=True).print(f"The id of the {chosen.kind} must not be empty.", style="red")
         return 2
-    deleted = forget(chosen.kind, identifier, settings, datetime.now(UTC), chosen.who)
-    say = Console(soft_wrap=True)
-    say.print(f"{deleted} published rows of {chosen.kind} {identifier} deleted.", highlight=False, markup=False)
-    if not deleted:
-        say.print("No table had a row of it; should one land, ingest refuses it. Was the id right?")
-    for line in _what_remains(chosen.kind, identifier, settings):
+    say, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    try:
+        deleted = forget(chosen.kind, identifier, settings, datetime.now(UTC), chosen.who)
+        say.print(f"{deleted} published rows of {chosen.kind} {identifier} deleted.", highlight=False, markup=False)
+        if not deleted:
+            say.print("No table had a row of it; should one land, ingest refuses it. Was the id right?")
+        with a_person_waits(settings.tracking_uri):
+            remains = _what_remains(chosen.kind, identifier, settings)
+    except LockNotTaken as error:
+        errors.print(f"It is not all deleted. {error}", style="red", highlight=False, markup=False)
+        return 1
+    except RegistryError as error:
+        errors.print(
+            f"The rows are deleted. What has learnt from them is not known: {error} Then run this again, and it is named.",
+            style="red", highlight=False, markup=False,
+        )
+        return 1
+    for line in remains:
         say.print(line, highlight=False, markup=False)
     return 0
 

@@ -19,6 +19,7 @@ from pipeline.registry_errors import RegistryError
         ("model_card", ["recommend"]),
         ("lineage", ["version", "recommend", "1"]),
         ("saved_model", ["recommend", "1", "out"]),
+        ("forgetting", ["user", "somebody"]),
     ],
 )
 def test_a_registry_that_does_not_answer_is_told_soon_and_without_its_password(
