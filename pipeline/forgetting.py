@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except RegistryError as error:
         errors.print(
-            f"The rows are deleted. What has learnt from them is not known: {error} Then run this again, and it is named.",
+            f"The rows are deleted. What has learnt from them is not known: {error} Run this again then.",
             style="red", highlight=False, markup=False,
         )
         return 1

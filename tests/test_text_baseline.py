@@ -8,7 +8,8 @@ from pipeline.tasks.text_baseline import fitted
 
 
 def test_words_tell_the_classes_apart() -> None:
-    names, chances = fitted(["lost card", "card is lost", "great thanks", "thanks a lot"], list("bbaa"), ["a lost card"])
+    texts = ["lost card", "card is lost", "great thanks", "thanks a lot"]
+    names, chances = fitted(texts, list("bbaa"), ["a lost card"])
     assert names == ["a", "b"]
     assert chances[0, 1] > 0.5
 
