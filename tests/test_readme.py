@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.settings import REPOSITORY
-from tests.benchmarks.tables import RESULTS, with_table
+from tests.benchmarks.tables import RESULTS, TASKS_PAGE, with_table, with_tasks_tables
 
 README = (REPOSITORY / "README.md").read_text()
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "pipeline" / "docs").glob("*.md"))]
@@ -17,6 +17,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "pipeline" / "docs").gl
 def test_the_readmes_figures_are_the_measured_ones() -> None:
     assert RESULTS.exists()
     assert with_table(README) == README
+    assert with_tasks_tables(TASKS_PAGE.read_text()) == TASKS_PAGE.read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
