@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pipeline.aging import expected_loss
+from pipeline.profiles import NUMBERED
 from pipeline.report import pooled
 
 if TYPE_CHECKING:
@@ -289,14 +290,14 @@ def shift_in_words(shift: Shift) -> str:
     name, before, after = max(shift.grew, shift.fell, key=lambda told: abs(told[2] - told[1]))
     return (
         f"{shift.column}: {shift.share:.0%} of {shift.rows:,} moved (usual: up to {shift.usual:.0%}), most "
-        f"{bin_in_words(name)} from {before:.0%} to {after:.0%}"
+        f"{bin_in_words(shift.column, name)} from {before:.0%} to {after:.0%}"
     )
 
 
-def bin_in_words(name: str) -> str:
-    """A bin as a person reads it: half octaves as what they span."""
-    try:
-        power = int(name)
-    except ValueError:
+def bin_in_words(column: str, name: str) -> str:
+    """A column's bin as a person reads it: half octaves as what they span."""
+    if column not in NUMBERED or not name.removeprefix("-").isdecimal():
         return name
-    return f"{2 ** (power / 2):.3g}–{2 ** ((power + 1) / 2):.3g}"
+    power = int(name)
+    spanned = f"{2 ** (power / 2):.3g}–{2 ** ((power + 1) / 2):.3g}"
+    return spanned if power else f"0 or {spanned}"  # what is not above 0 is counted there too

@@ -270,7 +270,7 @@ def _moved(shifts: Sequence[Shift]) -> str:
         name, before, after = max(one.grew, one.fell, key=lambda told: abs(told[2] - told[1]))
         bars.append(Bar(
             one.column, one.share, f"{one.share:.1%}", mark=one.usual, bad=one.exceeds(SHARE_MOVED.raises),
-            note=f"{bin_in_words(name)}: {before:.1%} → {after:.1%}",
+            note=f"{bin_in_words(one.column, name)}: {before:.1%} → {after:.1%}",
         ))
     return bars_picture(bars, SHARE_MOVED.raises, "usual")
 

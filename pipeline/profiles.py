@@ -99,6 +99,11 @@ _COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 
+# the columns whose bins are half octaves; a name that is a number, as many shops' categories are, is none
+NUMBERED = frozenset(
+    name for columns in _COLUMNS.values() for name, (bins, _) in columns.items() if "log2" in bins
+)
+
 # What a row of events is about: an item that the catalogue has never described, that is new in it, or that is known;
 # a guest, a user who was not there in the last weeks, or one who was.
 _EVENTS = f"""

@@ -23,7 +23,7 @@ from pipeline.registry import open_registry
 from pipeline.schema import EVENTS, QUALITY_SCHEMA
 from pipeline.settings import Settings
 from pipeline.tasks.contract import State
-from pipeline.watch import TaskHealth, feed_health, task_health, watch
+from pipeline.watch import FeedHealth, TaskHealth, feed_health, task_health, watch
 from pipeline.window import HOUR
 from tests.price_task import PriceLearner, PriceTask
 from tests.small_shop import hour, log_windows, publish, publish_purchases, settings_of
@@ -309,6 +309,18 @@ def test_a_changed_mix_of_events_drifts_in_its_feed_and_is_one_alert(shop: Setti
     assert "drift-events" in [one["condition"] for one in open_alerts(shop)]
     (moved,) = [one for one in feed_health(lake, "events", shop, NOW).shifts if one.column == "event_type"]
     assert moved.share == pytest.approx(1 / 3, abs=0.01) and moved.grew[0] == "view"
+
+
+@pytest.mark.parametrize(("column", "grew", "said"), [
+    ("category", "2100", "most 2100 from 10% to 60%"),  # a number as a name: 2 to its power is no float
+    ("price", "6", "most 8–11.3 from 10% to 60%"),
+    ("stock", "0", "most 0 or 1–1.41 from 10% to 60%"),
+    ("price missing", "missing", "most missing from 10% to 60%"),
+])
+def test_a_column_that_drifted_is_told_by_its_own_bins(column: str, grew: str, said: str) -> None:
+    shift = Shift(column, 0.5, 0.01, 1e-9, (grew, 0.1, 0.6), ("7", 0.9, 0.5), 4_000)
+    (condition,) = feed_conditions(FeedHealth("items", hour(0).start, shifts=(shift,)), {})
+    assert said in condition.text
 
 
 # --- the page ---
