@@ -21,6 +21,8 @@ import pyarrow.dataset as ds
 from pipeline.lake import Lake
 from pipeline.schema import DECISIONS_SCHEMA
 
+OF_CHAMPION = ("set-aside", "cannot-score")  # notes on who serves, not on what was done with a version
+
 
 @dataclass(frozen=True)
 class DecisionRow:

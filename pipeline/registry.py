@@ -17,7 +17,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from pipeline.decisions import DecisionLog, DecisionRow, Service
+from pipeline.decisions import OF_CHAMPION, DecisionLog, DecisionRow, Service
 from pipeline.lake import Lake, open_lake
 from pipeline.locking import Locks, locks_of
 from pipeline.mlflow_models import FILES, RETIRED
@@ -27,7 +27,6 @@ from pipeline.versions import Versions
 
 MOVES = ("promote", "first", "force", "rollback")
 NOTES = ("hold", "reject", "set-aside", "cannot-score")
-_OF_CHAMPION = ("set-aside", "cannot-score")  # notes on who serves, not on what was done with a version
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,11 @@ class Registry(Versions):
 
     def decided(self, task: str, version: int) -> bool:
         """Whether the log has what was done with a version: moved to champion, held or rejected."""
-        return any(row.action not in _OF_CHAMPION for row in self._log.rows(task, version=version))
+        return any(row.action not in OF_CHAMPION for row in self._log.rows(task, version=version))
 
     def all_decided(self, task: str) -> set[int]:
         """The versions with which something was done."""
-        return {row.version for row in self._log.rows(task) if row.action not in _OF_CHAMPION}
+        return {row.version for row in self._log.rows(task) if row.action not in OF_CHAMPION}
 
     def decisions(self, task: str) -> pa.Table:
         """The log of a task's decisions: DECISIONS_SCHEMA, in order of time."""

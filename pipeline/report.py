@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from pipeline.decisions import OF_CHAMPION
 from pipeline.lake import Lake
 from pipeline.schema import TIME
 from pipeline.window import Window
@@ -83,7 +84,9 @@ def window_lines(lake: Lake, task: str, feed: str, windows: Sequence[Window]) ->
     log = {row["landed_window"]: row for row in lake.window_log(days).to_pylist() if row["feed"] == feed}
     quality = _quality(lake, task, since)
     arrived = quality[quality.scored_on == "window"].sort_values("challenger")
-    decisions = {row["version"]: row for row in _decisions(lake, task, since)}
+    decisions: dict[int | None, dict] = {}
+    for row in _decisions(lake, task, since):  # the gate's is a version's first; a rollback to it may follow
+        decisions.setdefault(row["version"], row)
     lines = []
     for window in windows:
         row = log.get(window.start, {})
@@ -199,9 +202,10 @@ def metric_of(lake: Lake, task: str) -> str:
 
 
 def _decisions(lake: Lake, task: str, since: datetime) -> list[dict]:
-    """The task's decisions on versions that have seen a window from `since` on, in order of time."""
+    """What was done with the task's versions that have seen a window from `since` on, in order of time."""
     seen = ds.field("window").is_null() | (ds.field("window") >= pa.scalar(since, TIME))
-    rows = lake.arrow("decisions", filter=(ds.field("task") == task) & seen)
+    done = ~ds.field("action").isin(OF_CHAMPION)
+    rows = lake.arrow("decisions", filter=(ds.field("task") == task) & seen & done)
     return rows.sort_by([("decided_at", "ascending")]).to_pylist()
 
 

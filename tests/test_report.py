@@ -63,6 +63,18 @@ def test_a_window_is_shown_with_its_first_score_and_the_decision_that_followed(l
     assert metric_of(lake, "recommend") == "recall@20"
 
 
+def test_what_is_noted_of_a_champion_later_is_not_what_was_decided_on_it(lake: Lake) -> None:
+    """While version 3 serves, hours are set aside, it cannot be scored, and somebody goes back to it."""
+    for hour, action in enumerate(("set-aside", "cannot-score", "rollback"), 2):
+        lake.append("decisions", pa.Table.from_pylist([{
+            "task": "recommend", "decided_at": TEN.start + timedelta(hours=hour), "action": action, "version": 3,
+            "champion_before": 3, "champion_after": 3, "window": None if action == "cannot-score" else TEN.end,
+            "who": "update", "reasons": json.dumps([f"because {action}"]),
+        }], schema=DECISIONS_SCHEMA))
+    (ten,) = window_lines(lake, "recommend", "events", [TEN])
+    assert (ten.decision, ten.why, ten.champion) == ("promote", "because promote", 1)
+
+
 def test_a_window_that_nothing_has_scored_has_its_rows_only(lake: Lake) -> None:
     (line,) = window_lines(lake, "recommend", "events", [Window(TEN.end)])
     assert (line.rows_in, line.decision, line.version, line.on_arrival) == (0, "", None, {})
