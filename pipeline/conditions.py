@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pipeline.aging import expected_loss
+from pipeline.decisions import OF_CHAMPION
 from pipeline.profiles import NUMBERED
 from pipeline.report import pooled
 
@@ -142,7 +143,8 @@ def _refused(health: TaskHealth, name: str, is_open: bool) -> Condition | None:
     refused = health.refused_in_a_row
     if not REFUSALS.met(refused, is_open=is_open):
         return None
-    why = " ".join(json.loads(health.decisions[0]["reasons"]))
+    done = (row["reasons"] for row in health.decisions if row.get("action") not in OF_CHAMPION)
+    why = " ".join(json.loads(next(done, "[]")))
     return Condition(
         name, f"{health.task}: {refused} updates in a row were not promoted (allowed are {REFUSALS.raises - 1:.0f}), "
         f"the newest because: {why}", "A full retrain is asked for.", 0.0,

@@ -31,6 +31,7 @@ from pipeline.conditions import (
     retrain_due,
     task_conditions,
 )
+from pipeline.decisions import OF_CHAMPION
 from pipeline.drift import LEAST_REFERENCES, Fall, Gain, Shift, fall_of, shifts
 from pipeline.forgetting import learnt_from_deleted
 from pipeline.lake import Lake, open_lake
@@ -365,7 +366,7 @@ def _refused_in_a_row(decisions: Iterable[Mapping[str, Any]]) -> int:
     for row in decisions:
         if row["action"] in ("hold", "reject"):
             refused += 1
-        elif row["action"] != "set-aside":
+        elif row["action"] not in OF_CHAMPION:
             break
     return refused
 

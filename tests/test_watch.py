@@ -189,6 +189,21 @@ def test_a_value_between_both_levels_raises_nothing_and_settles_nothing(
     assert names(task_with(**trembling), f"{name}-price") == [f"{name}-price"]
 
 
+def test_a_note_on_the_champion_ends_no_row_of_refusals(shop: Settings) -> None:
+    """Six updates are held; then the champion could not be asked once, which promotes nothing."""
+    registry = open_registry(shop)
+    for number in range(2, 8):
+        registry.record(
+            "price", "hold", number, who="update", reasons=[f"too few {number}"], decided_at=NOW + number * HOUR,
+        )
+    noted = {"who": "update", "decided_at": NOW + 9 * HOUR}
+    registry.record("price", "cannot-score", 1, reasons=["no such column"], **noted)
+    health = task_health(open_lake(shop), registry, "price")
+    assert health.refused_in_a_row == 6
+    (refused,) = [one for one in task_conditions(health, {}) if one.name == "refused-price"]
+    assert "because: too few 7" in refused.text
+
+
 def test_a_task_without_a_champion_has_that_condition_alone() -> None:
     assert names(task_with(champion=None, landed=hour(50).start)) == ["no-champion-price"]
 
