@@ -4,7 +4,8 @@
 `macro_recall`: the share that it tells too, weighted so that the mean over all examples is the mean over classes of
 each class's share: a class of ten messages counts as much as one of ten thousand. What is told may favour rare classes
 (models/compact_text.py), the likeliest class does not. `calibration`: 1 less half of Brier's score, so that a
-confident error costs more than a doubtful one. A class that the model does not know is told wrongly.
+confident error costs more than a doubtful one. A class that the model does not know is told wrongly, and counts as a
+class of its own: models that know different ones are measured by the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def scores_of(
     Each class of a head is a slice of its own, so that forgetting one is seen, and so is what the model does not know.
 
     Args:
-        examples: what was asked.
+        examples: what was asked, with a column per head: what a person has said.
         chances: head -> [n, classes] float, what the model says.
         targets: head -> [n] int, what is right; -1: nobody has said, -2: a class that the model does not know.
         classes: head -> name -> place.
@@ -41,7 +42,8 @@ def scores_of(
     for head in heads:
         likeliest = chances[head].argmax(axis=1) if chances[head].shape[1] else np.zeros(len(judged), np.int64)
         said_of = likeliest if told is None else told[head]
-        for name, values in _of_head(chances[head], targets[head], likeliest, said_of).items():
+        named = pd.factorize(examples.table[head].to_pandas())[0]
+        for name, values in _of_head(chances[head], targets[head], named, likeliest, said_of).items():
             sums[name] += values
         said += targets[head] != -1
     table = examples.table
@@ -59,9 +61,9 @@ def scores_of(
 
 
 def _of_head(
-    chances: np.ndarray, targets: np.ndarray, likeliest: np.ndarray, told: np.ndarray
+    chances: np.ndarray, targets: np.ndarray, named: np.ndarray, likeliest: np.ndarray, told: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """[n] of each metric; 0 where nobody has said."""
+    """[n] of each metric; 0 where nobody has said. `named`: [n] int, what a person has said, unknown classes too."""
     judged, known = targets != -1, targets >= 0
     rows = np.flatnonzero(known)
     right, found = np.zeros(len(targets)), np.zeros(len(targets))
@@ -72,9 +74,8 @@ def _of_head(
         of_target = np.zeros(len(targets))
         of_target[rows] = chances[rows, targets[rows]]
         honest = np.where(judged, 1.0 - (1.0 + squares - 2.0 * of_target) / 2.0, 0.0)
-    names, counts = np.unique(targets[judged], return_counts=True)
-    share = dict(zip(names.tolist(), (counts * len(names) / max(int(judged.sum()), 1)).tolist(), strict=True))
-    weights = np.array([1.0 / share[target] if target in share else 0.0 for target in targets.tolist()])
+    counts, weights = np.bincount(named[judged]), np.zeros(len(targets))
+    weights[judged] = judged.sum() / (np.count_nonzero(counts) * counts[named[judged]])
     return {"accuracy": right, "macro_recall": found * weights, "calibration": honest}
 
 
