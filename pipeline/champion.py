@@ -162,6 +162,11 @@ def _promote(registry: Registry, chosen: argparse.Namespace, console: Any) -> No
         chosen.task, chosen.version, expected, who=chosen.who, reasons=reasons, action=decision,
         decided_at=now, window=datetime.fromisoformat(window) if window else None,
     )
+    if done.champion_after != chosen.version:
+        raise RegistryError(
+            f"Version {chosen.version} was promoted before and replaced since, so the gate's word is used up; "
+            f"{done.champion_after} still serves. To promote it all the same, add --force --why \"...\"."
+        )
     _say_moved(done, console)
 
 

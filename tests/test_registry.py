@@ -667,6 +667,20 @@ def test_the_command_line_shows_versions_and_log_and_moves_the_champion(
     assert "2 → 1" in shown and "no sales" in shown and "bob" in shown
 
 
+def test_a_promotion_that_was_rolled_back_is_not_said_to_be_done_again(
+    installation: Registry, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(installation, home)
+    light(installation, "promote", 1)
+    promote(installation, 1, None, action="first")
+    promote(installation, 2, 1, minutes=1)
+    assert main(["rollback", "--task", TASK, "--why", "no sales"]) == 0
+    capsys.readouterr()
+    assert main(["promote", "2", "--task", TASK]) == 1
+    told = capsys.readouterr()
+    assert not told.out and "1 still serves" in told.err and "add --force" in told.err
+
+
 def test_a_reason_with_brackets_is_shown_as_it_was_written(
     installation: Registry, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
