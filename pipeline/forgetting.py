@@ -27,7 +27,7 @@ from pipeline.checkpoint import Ledger
 from pipeline.lake import Lake, open_lake
 from pipeline.locking import LockNotTaken
 from pipeline.masking import Mask
-from pipeline.registry_errors import RegistryError
+from pipeline.registry_errors import RegistryError, VersionMissing
 from pipeline.schema import DELETIONS_SCHEMA, FEEDS
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.tables import LakeError, text_field
@@ -141,16 +141,20 @@ def learnt_from_deleted(lake: Lake, registry: Registry, task: str, table: str, v
     """Whether a model version may have learnt from rows of users (or of one) that were deleted since.
 
     It may, if its lineage began before the deletion and it knows the window in which the first of the rows landed.
+    When a lineage began is not known if its first version was deleted in MLflow by hand.
     """
     asked = lake.arrow("deletions", filter=(ds.field("kind") == "user") & (ds.field("feed") == table)).to_pylist()
     asked = [row for row in asked if row["rows"] and user in ("", row["id"])]
     if not asked:
         return False
     ledger = Ledger.of_tags(registry.tags(task, version))
-    base = ledger if ledger.base is None else Ledger.of_tags(registry.tags(task, ledger.base))
-    return any(
-        base.versions[table] <= row["version_before"] and ledger.window >= row["first_window"] for row in asked
-    )
+    try:
+        base = ledger if ledger.base is None else Ledger.of_tags(registry.tags(task, ledger.base))
+    except VersionMissing:
+        began = -1
+    else:
+        began = base.versions[table]
+    return any(began <= row["version_before"] and ledger.window >= row["first_window"] for row in asked)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

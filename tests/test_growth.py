@@ -332,6 +332,18 @@ def test_versions_that_learnt_from_a_deleted_user_are_named_until_a_retrain_serv
     assert not [said for said in watch(settings)["conditions"] if "deleted" in said]
 
 
+def test_a_model_whose_lineage_has_lost_its_first_version_may_have_learnt_from_a_deleted_user(
+    price_shop_an_hour_later: Settings
+) -> None:
+    """Somebody has deleted version 1 in MLflow by hand: nobody knows any more when the lineage began."""
+    settings = Settings(**{**vars(price_shop_an_hour_later), "tasks": ("price",)})
+    registry = open_registry(settings)
+    registry._client.delete_registered_model_alias("evergreen-price", "previous")
+    registry._client.delete_model_version("evergreen-price", "1")
+    forget("user", deleted_user_of(open_lake(settings)), settings, NOW, "me")
+    assert "deleted on request" in watch_once(settings, NOW, "a run")["retrain"]["price"]
+
+
 def test_a_deleted_item_is_not_in_the_next_model(lake: Lake, tmp_path: Path) -> None:
     task, before = recommend(lake), now(lake)
     learner = RecommenderLearner(seed=7, text_dimension=DIMENSION, encoder=lambda: None)
