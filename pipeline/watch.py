@@ -339,8 +339,14 @@ def _scored(lake: Lake, task: str, since: datetime) -> list[Scored]:
 
 
 def _gains(scored: Iterable[Scored], decisions: list[dict[str, Any]]) -> tuple[Gain, ...]:
-    """The champion's lead by window, since the last retrain that was promoted: a new lineage has a lead of its own."""
-    began = next((row["window"] for row in decisions if row["who"] == "retrain" and row["action"] == "promote"), None)
+    """The champion's lead by window, since the last retrain that was promoted: a new lineage has a lead of its own.
+
+    The gate may have promoted it, or a person by force.
+    """
+    retrained = {row["version"] for row in decisions if row["who"] == "retrain"}
+    began = next((
+        row["window"] for row in decisions if row["action"] in ("promote", "force") and row["version"] in retrained
+    ), None)
     best = {one.window: one for one in scored if one.role == "champion" and (began is None or one.window > began)}
     plain = {one.window: one.mean for one in scored if one.role == "baseline"}
     return tuple(

@@ -20,7 +20,7 @@ from pipeline.drift import Fall, Shift
 from pipeline.lake import open_lake
 from pipeline.locking import file_locks
 from pipeline.registry import open_registry
-from pipeline.schema import EVENTS, QUALITY_SCHEMA
+from pipeline.schema import DECISIONS_SCHEMA, EVENTS, QUALITY_SCHEMA
 from pipeline.settings import Settings
 from pipeline.tasks.contract import State
 from pipeline.watch import FeedHealth, TaskHealth, feed_health, task_health, watch
@@ -202,6 +202,22 @@ def test_a_note_on_the_champion_ends_no_row_of_refusals(shop: Settings) -> None:
     assert health.refused_in_a_row == 6
     (refused,) = [one for one in task_conditions(health, {}) if one.name == "refused-price"]
     assert "because: too few 7" in refused.text
+
+
+@pytest.mark.parametrize(("action", "who"), [("promote", "retrain"), ("force", "ann")])
+def test_the_lead_is_told_since_the_retrain_that_serves_whoever_promoted_it(
+    shop: Settings, action: str, who: str
+) -> None:
+    registry, given = open_registry(shop), {"window": hour(100).start, "reasons": ["anew"]}
+    registry.record("price", "hold", 1, who="retrain", decided_at=NOW, **given)
+    land(shop, 100, 101)
+    look(shop)
+    log = open_lake(shop)
+    log.append("decisions", pa.Table.from_pylist([{
+        "task": "price", "decided_at": NOW + HOUR, "action": action, "version": 1, "champion_before": 1,
+        "champion_after": 1, "window": hour(100).start, "who": who, "reasons": "[]",
+    }], schema=DECISIONS_SCHEMA))
+    assert [one.window for one in task_health(log, registry, "price").gains] == [hour(101).start]
 
 
 def test_a_task_without_a_champion_has_that_condition_alone() -> None:
