@@ -208,9 +208,14 @@ def _unknown_items(health: TaskHealth, name: str, is_open: bool) -> Condition | 
 def _cannot_score(health: TaskHealth, name: str, is_open: bool) -> Condition | None:
     if not health.fault:
         return None
+    seen = (
+        f"{health.task}: version {health.champion}, or the first of its lineage, could not score or answer what is new "
+        f"({health.fault})."
+    )
+    if health.short:
+        return Condition(name, seen, "Look at this machine's memory, disk and network; the next look tries again.")
     return Condition(
-        name, f"{health.task}: version {health.champion}, or the first of its lineage, could not score or answer what "
-        f"is new ({health.fault}).",
+        name, seen,
         "Roll back if it serves badly; a full retrain is asked for.", 0.0,
     )
 

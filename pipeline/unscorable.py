@@ -30,14 +30,18 @@ class CannotScore(RuntimeError):
         )
 
 
+def of_the_machine(error: Exception) -> bool:
+    """Whether an error tells of a machine short of memory, disk or network, and nothing of the model."""
+    # the last is TensorFlow's own, which need not be installed here
+    return isinstance(error, (MemoryError, OSError)) or type(error).__name__ == "ResourceExhaustedError"
+
+
 @contextmanager
 def asking(version: int) -> Iterator[None]:
     """Within it, whatever a version raises is a `CannotScore`, but for a machine short of memory or disk."""
     try:
         yield
-    except (MemoryError, OSError):
-        raise
     except Exception as error:
-        if type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's own, which need not be installed here
+        if of_the_machine(error):
             raise
         raise CannotScore(version, f"{type(error).__name__}: {error}") from error

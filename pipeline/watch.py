@@ -57,6 +57,7 @@ from pipeline.snapshot import Snapshot
 from pipeline.surge import tell_surges
 from pipeline.tasks.catalogue import TASKS, entry, task_named
 from pipeline.tasks.contract import Explained, Outgrows, Task
+from pipeline.unscorable import of_the_machine
 from pipeline.window import HOUR, Window, windows_between
 
 # A day of a shop's rhythm, so that a quiet night alone decides nothing.
@@ -97,6 +98,7 @@ class TaskHealth:
         learnt_from_deleted: whether the champion may have learnt from rows that were deleted on request.
         fault: why champion or first of its lineage could not score or answer what is new; empty: they could; None:
             nothing was scored, so nobody knows.
+        short: whether that was for want of memory, disk or network, which no retrain mends.
         own: what the task says of itself.
         outgrown: rows that the lineage's full retrain read, and that it has read by now; None: none is due for that.
     """
@@ -120,6 +122,7 @@ class TaskHealth:
     retrained: datetime | None = None
     learnt_from_deleted: bool = False
     fault: str | None = ""
+    short: bool = False
     own: OwnHealth = field(default_factory=OwnHealth)
     outgrown: tuple[int, int] | None = None
 
@@ -180,8 +183,8 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     feeds = [feed_health(lake, feed, settings, at) for feed in FEEDS]
     tasks = []
     for name in settings.tasks:
-        fault = _measured(lake, registry, name, settings)
-        health = task_health(lake, registry, name, fault)
+        fault, short = _measured(lake, registry, name, settings)
+        health = replace(task_health(lake, registry, name, fault), short=short)
         task = task_named(name, settings, lake)
         tasks.append(replace(health, own=_own_health(lake, health, task), outgrown=_outgrown(registry, health, task)))
         note_moves(name, settings)
@@ -203,18 +206,20 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     return {"page": str(page), "retrain": retrain, "conditions": [*(str(one) for one in found), *surges]}
 
 
-def _measured(lake: Lake, registry: Registry, name: str, settings: Settings) -> str | None:
-    """Has the models score and answer what is new; why they could not, in words (see TaskHealth.fault)."""
-    faults, scored = [], []
+def _measured(lake: Lake, registry: Registry, name: str, settings: Settings) -> tuple[str | None, bool]:
+    """Has the models score and answer what is new; why they could not (see TaskHealth: fault, short)."""
+    faults: list[Exception] = []
+    scored = []
     try:
         scored = score_what_no_update_has(lake, registry, name, settings)
     except Exception as error:  # whatever a model cannot do, the page must still be written
-        faults.append(f"{type(error).__name__}: {error}")
+        faults.append(error)
     try:
         profile_answers(lake, registry, name, settings)
     except Exception as error:
-        faults.append(f"{type(error).__name__}: {error}")
-    return faults[0] if faults else "" if scored else None
+        faults.append(error)
+    told = [f"{type(error).__name__}: {error}" for error in faults]
+    return told[0] if told else "" if scored else None, bool(faults) and all(map(of_the_machine, faults))
 
 
 def _outgrown(registry: Registry, health: TaskHealth, task: Task) -> tuple[int, int] | None:

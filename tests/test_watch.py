@@ -106,6 +106,20 @@ def test_a_champion_that_cannot_score_is_reported_and_the_page_is_written(
     assert "a column that is gone" in (shop.reports / "health.html").read_text()
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
+def test_a_machine_that_is_short_is_reported_and_asks_for_no_retrain(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    land(shop, 100)
+    monkeypatch.setattr(PriceLearner, "score", refused)
+    found = look(shop)
+    assert type(error).__name__ in found["conditions"][0] and "disk" in found["conditions"][0]
+    assert found["retrain"] == {} and cannot_score(shop) == ["raised"]
+
+
 def cannot_score(settings: Settings) -> list[str]:
     """What became of the alert, in order."""
     return [line["event"] for line in _lines(_path(settings)) if line["condition"] == "cannot-score-price"]
