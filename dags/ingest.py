@@ -78,10 +78,15 @@ with DAG(
 
         context = get_current_context()
         params, run = context["params"], context["dag_run"]
-        interval_start = None if run.run_type == "manual" else run.data_interval_start
-        windows = windows_of(params["window"], params["until"], interval_start, run.run_after)
+        if run.run_type in ("scheduled", "backfill"):
+            # by its name: where a run was started by hand with an hour's date, the backfill of that hour takes it over
+            # and leaves it the interval before, and its params
+            windows, named = windows_of(None, None, run.logical_date, run.run_after), run.run_type == "backfill"
+        else:
+            windows = windows_of(params["window"], params["until"], None, run.run_after)
+            named = params["window"] is not None
         settings = read_settings()
-        if params["window"] is None and run.run_type != "backfill":  # these are about the hours that they name
+        if not named:  # those are about the hours that they name
             take_in_late(windows[0], settings)
         try:
             done = ingest(windows, settings)

@@ -69,9 +69,14 @@ taken_in = []
 publish = ingest.get_task("publish_windows").python_callable
 with (mock.patch("pipeline.ingest.ingest", lambda windows, settings: taken_in.extend(map(str, windows)) or ()),
       mock.patch("pipeline.latecomers.take_in_late")):
-    for kind, interval in [("manual", by_hand), *(("backfill", one) for one in intervals)]:
-        run = SimpleNamespace(run_type=kind, data_interval_start=interval.start, run_after=now)
-        context = {"params": {"window": None, "until": None}, "dag_run": run, "ti": mock.Mock()}
+    runs = [
+        ("manual", now, by_hand.start, None), *(("backfill", one.start, one.start, None) for one in intervals),
+        # as Airflow leaves one that was started by hand with a date, once a backfill of "All runs" took it over
+        ("backfill", first.replace(minute=7), first.subtract(minutes=53), "2011-11-14T09:00Z"),
+    ]
+    for kind, name, interval_start, window in runs:
+        run = SimpleNamespace(run_type=kind, logical_date=name, data_interval_start=interval_start, run_after=now)
+        context = {"params": {"window": window, "until": None}, "dag_run": run, "ti": mock.Mock()}
         with mock.patch.dict(publish.__globals__, get_current_context=lambda context=context: context):
             publish()
 print("WINDOWS" + json.dumps(taken_in))
@@ -153,9 +158,13 @@ def test_an_hour_is_taken_in_as_many_minutes_after_its_end_as_the_exporter_needs
 def test_minutes_after_the_hour_change_neither_a_run_by_hand_nor_the_hours_of_the_readmes_backfill(
     listed: dict
 ) -> None:
-    by_hand, *backfilled = listed["windows"]
+    by_hand, *backfilled, _ = listed["windows"]
     assert by_hand == "2026-02-03T05:00Z"  # the last full hour at 06:02, though scheduled runs are at 06:07
     assert backfilled == [f"2026-02-01T{hour:02d}:00Z" for hour in range(24)]
+
+
+def test_a_backfill_that_takes_over_a_run_by_hand_takes_in_the_hour_of_its_name(listed: dict) -> None:
+    assert listed["windows"][-1] == "2026-02-01T00:00Z"
 
 
 def test_each_task_has_an_owner_retries_and_a_timeout(dags: dict) -> None:
