@@ -26,8 +26,9 @@ def run_alone(home: Path, words: Sequence[str]) -> None:
     """
     path = home / "leaders" / hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and int(path.read_text()) != os.getpgrp():  # after a restart of the machine numbers come again
-        _end_group(int(path.read_text()), str(home))
+    leader = path.read_text() if path.exists() else ""  # empty where the disk was full, or the power went, just then
+    if leader.isdigit() and int(leader) != os.getpgrp():  # after a restart of the machine numbers come again
+        _end_group(int(leader), str(home))
     path.write_text(str(os.getpgrp()))
     os.execvp(words[0], list(words))
 

@@ -151,6 +151,24 @@ run_alone(Path(sys.argv[2]), {words!r})
     assert done.stdout == "begun\n"
 
 
+def test_a_program_whose_number_could_not_be_written_on_a_full_disk_begins_when_there_is_room(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "print('begun')"]
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+from pipeline.leftovers import run_alone
+if "full" in sys.argv:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+run_alone(Path(sys.argv[1]), {words!r})
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    full = subprocess.run([*command, "full"], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert full.returncode
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "begun\n"
+
+
 def test_what_runs_in_a_folder_that_was_deleted_is_ended(tmp_path: Path) -> None:
     home = tmp_path / "home"
 
