@@ -107,7 +107,7 @@ def _post(url: str, line: dict[str, Any]) -> None:
 
     try:
         httpx.post(url, json=line, timeout=_WEBHOOK_SECONDS).raise_for_status()
-    except httpx.HTTPError as error:
+    except Exception as error:  # also of an address that is none, or a proxy that httpx cannot use
         # what httpx says names the address, and whoever knows a webhook's address may write to it
         said = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
         print(f"The alert's webhook did not take it ({said}). The alert stands in alerts.jsonl.")

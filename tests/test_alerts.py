@@ -75,11 +75,19 @@ def test_the_webhook_gets_each_change_once(tmp_path: Path, received: tuple[str, 
     assert [(one["event"], one["text"]) for one in taken] == [("raised", "seven hours"), ("settled", "")]
 
 
-def test_a_webhook_that_does_not_answer_fails_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = settings_of(tmp_path, "http://127.0.0.1:9/")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "https://hooks.example:port/x", "https://hooks.example/x\n"])
+def test_a_webhook_that_does_not_answer_or_is_no_address_fails_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    settings = settings_of(tmp_path, url)
     assert raise_alert(settings, "behind", "seven hours")
     assert "did not take it" in capsys.readouterr().out
     assert len(open_alerts(settings)) == 1
+
+
+def test_a_proxy_that_cannot_be_used_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert raise_alert(settings_of(tmp_path, "http://shop.example/hook"), "behind", "seven hours")
 
 
 def test_the_address_of_a_webhook_that_refuses_is_not_printed(
