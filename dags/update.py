@@ -79,8 +79,8 @@ def update_dag(name: str) -> None:
             """Wakes the next run if the table moved on meanwhile."""
             from pipeline import updating
 
-            if learnt is not None and learnt["decision"] == "cannot-score":  # at once it would be found again
-                raise AirflowSkipException("The champion cannot be compared with; the next hour tries again.")
+            if learnt is not None and learnt["decision"] in ("cannot-score", "waits"):  # at once it would be the same
+                raise AirflowSkipException(" ".join(learnt["reasons"]) + " The next hour tries again.")
             if not updating.behind(name, read_settings()):
                 raise AirflowSkipException("Nothing more to learn.")
 

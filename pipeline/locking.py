@@ -34,7 +34,7 @@ class LockNotTaken(RuntimeError):
         self.seconds = seconds
         super().__init__(
             f"The lock {name!r} must come free within {seconds:.0f} s; another process holds it. "
-            "Look for a hung ingest or promotion, end it, and run this again."
+            "If that one hangs (an ingest, a training, a promotion), end it; then run this again."
         )
 
 

@@ -24,7 +24,7 @@ from pipeline.judged import Judged, publish_quality
 from pipeline.lake import Lake, open_lake
 from pipeline.lineage import note_version_page, of_version
 from pipeline.lineage_pages import write_lineage_page
-from pipeline.locking import locks_of
+from pipeline.locking import LockNotTaken, locks_of
 from pipeline.model_card import COMPARISONS, write_model_card
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PromotionConflict
@@ -79,24 +79,35 @@ def update(
 
     Returns:
         `task`, `version`, `decision`, `reasons`, `window`. `version` is None where the champion has moved
-        since the plan (`overtaken`): the next run plans anew; and where champion or reference cannot be compared with
+        since the plan (`overtaken`): the next run plans anew; where another job of the task trains (`waits`), which a
+        retrain does for hours: the next hour tries again; and where champion or reference cannot be compared with
         (`cannot-score`): that is recorded, and there is an alert until it is settled.
     """
     name = str(plan["task"])
-    with locks_of(settings.home, settings.lock_url)(f"learn-{name}"):
-        job = _Job.open(name, settings, report)
-        if job.registry.champion(name) != plan["champion"]:
-            return _outcome(name, None, "overtaken", [f"Version {plan['champion']} is no longer the champion."])
-        done = job.registered(int(plan["champion"]), int(plan["versions"][job.task.table]), int(plan["start"]))
-        if done is not None:
-            return done
-        champion = int(plan["champion"])
-        try:
-            done = job.update(champion, dict(plan["versions"]), int(plan["start"]), decided_at)
-        except CannotScore as fault:
-            return job.not_compared(champion, fault, decided_at)
-        settle_alert(settings, f"cannot-score-{name}")
+    try:
+        with locks_of(settings.home, settings.lock_url)(f"learn-{name}"):
+            return _updated(plan, _Job.open(name, settings, report), decided_at)
+    except LockNotTaken as held:
+        if held.name != f"learn-{name}":
+            raise
+        return _outcome(name, None, "waits", [
+            f"Another job of {name} trains, a retrain as a rule; the update of the next hour learns these rows too."
+        ])
+
+
+def _updated(plan: Mapping[str, Any], job: _Job, decided_at: datetime) -> dict[str, Any]:
+    champion = int(plan["champion"])
+    if job.registry.champion(job.name) != champion:
+        return _outcome(job.name, None, "overtaken", [f"Version {champion} is no longer the champion."])
+    done = job.registered(champion, int(plan["versions"][job.task.table]), int(plan["start"]))
+    if done is not None:
         return done
+    try:
+        done = job.update(champion, dict(plan["versions"]), int(plan["start"]), decided_at)
+    except CannotScore as fault:
+        return job.not_compared(champion, fault, decided_at)
+    settle_alert(job.settings, f"cannot-score-{job.name}")
+    return done
 
 
 def retrain(

@@ -21,6 +21,7 @@ from pipeline.champion import forced
 from pipeline.checkpoint import Ledger
 from pipeline.decisions import DecisionLog
 from pipeline.lake import Lake, open_lake
+from pipeline.locking import file_locks
 from pipeline.registry import open_registry
 from pipeline.registry_errors import RegistryError
 from pipeline.schema import EVENTS
@@ -193,6 +194,17 @@ def test_a_plan_that_was_overtaken_trains_nothing(price_shop_an_hour_later: Sett
     done = updating.update(plan, price_shop_an_hour_later, NOW)
     assert (done["version"], done["decision"]) == (None, "overtaken")
     assert open_registry(price_shop_an_hour_later).versions("price") == [1, 2]
+
+
+def test_an_update_beside_a_retrain_of_its_task_is_no_failure_and_leaves_its_rows_to_the_next(
+    price_shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land(price_shop, 100)
+    monkeypatch.setattr(updating, "locks_of", lambda home, url: file_locks(home / "locks", 0.1))
+    with ThreadPoolExecutor(1) as other, file_locks(price_shop.home / "locks")("learn-price"):
+        done = other.submit(update, price_shop).result()
+    assert (done["version"], done["decision"]) == (None, "waits")
+    assert update(price_shop)["decision"] == "promote"
 
 
 def test_a_challenger_that_was_overtaken_is_held_and_its_hours_are_learnt_anew(
