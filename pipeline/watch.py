@@ -152,7 +152,8 @@ class FeedHealth:
         hourly: published rows of each window of the last week, oldest first.
         shifts: how far each column moved in the last day, the farthest first.
         strangers: `new items`, `unknown items`, `new users`, `guests` -> share in each window of the last week.
-        not_taken_in: hours of the last week between the first and the newest that no ingest has taken in.
+        not_taken_in: hours of the last week between the first and the newest that no ingest has taken in; of a feed
+            that is not expected those alone that were taken in of another.
     """
 
     feed: str
@@ -400,14 +401,17 @@ def feed_health(lake: Lake, feed: str, settings: Settings, at: datetime) -> Feed
     profiles = read_profiles(lake, feed, newest - timedelta(days=KEPT_DAYS))
     week = [window for window in sorted(log) if window > newest - timedelta(days=_DAYS_WITHOUT_GAP)]
     day = [log[window] for window in week if window > newest - WINDOWS_JUDGED * HOUR]
-    expected = windows_between(week[0], newest + HOUR) if feed in settings.expected_feeds else ()
+    missed = [window for window in windows_between(week[0], newest + HOUR) if window.start not in log]
+    if feed not in settings.expected_feeds:  # it was stopped alone: hours that brought nothing are in the log as well
+        taken_in = set(lake.window_log(since=week[0].date())["landed_window"].to_pylist())
+        missed = [window for window in missed if window.start in taken_in]
     live = settings.schedule_end is None and feed in settings.expected_feeds
     return FeedHealth(
         feed, newest, hours_silent=(at - (newest + HOUR)) / HOUR if live else None,
         rows={name: sum(row[name] for row in day) for name in ("rows_in", "published", "quarantined", "duplicates")},
         hourly=tuple(log[window]["published"] for window in week),
         shifts=tuple(_shifts_of(profiles)), strangers=_strangers(profiles[one] for one in week if one in profiles),
-        not_taken_in=tuple(window for window in expected if window.start not in log),
+        not_taken_in=tuple(missed),
     )
 
 

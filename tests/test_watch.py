@@ -20,7 +20,7 @@ from pipeline.drift import Fall, Shift
 from pipeline.lake import open_lake
 from pipeline.locking import file_locks
 from pipeline.registry import open_registry
-from pipeline.schema import DECISIONS_SCHEMA, EVENTS, QUALITY_SCHEMA
+from pipeline.schema import DECISIONS_SCHEMA, EVENTS, ITEMS, QUALITY_SCHEMA
 from pipeline.settings import Settings
 from pipeline.tasks.contract import State
 from pipeline.watch import FeedHealth, TaskHealth, feed_health, task_health, watch
@@ -246,6 +246,16 @@ def test_an_hour_that_was_never_taken_in_is_named_until_it_is(shop: Settings) ->
     assert condition.name == "gap-events" and str(hour(100)) in condition.text and "Backfill" in condition.remedy
     land(shop, 100, 101)
     assert feed_conditions(feed_health(open_lake(shop), "events", shop, NOW), {}) == []
+
+
+def test_an_hour_of_a_feed_that_was_stopped_alone_is_named_though_the_next_hour_works(shop: Settings) -> None:
+    lake = open_lake(shop)
+    log_windows(lake, ITEMS, hour(96), hour(98))  # 97 broke a critical rule; 99 is not over yet
+    assert "items" not in shop.expected_feeds
+    (condition,) = feed_conditions(feed_health(lake, "items", shop, NOW), {})
+    assert condition.name == "gap-items" and str(hour(97)) in condition.text
+    log_windows(lake, ITEMS, hour(97), hour(103))  # hours 100 to 102 no feed has: they are told of the events
+    assert feed_health(lake, "items", shop, NOW).not_taken_in == (hour(99),)
 
 
 def test_silence_is_told_of_a_live_shop_only(shop: Settings) -> None:
