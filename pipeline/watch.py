@@ -52,7 +52,7 @@ from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import VersionMissing
 from pipeline.report import WindowLine, metric_of, newest_window, recent_log, window_lines
 from pipeline.schema import FEEDS, TIME
-from pipeline.settings import Settings
+from pipeline.settings import DERIVED, Settings
 from pipeline.snapshot import Snapshot
 from pipeline.surge import tell_surges
 from pipeline.tasks.catalogue import TASKS, entry, task_named
@@ -196,6 +196,8 @@ def watch(settings: Settings, at: datetime, run: str) -> dict[str, Any]:
     removed = [name for name in TASKS if name not in settings.tasks]  # from EVERGREEN_TASKS: nobody looks at them
     possible = {
         *conditions_of(settings.tasks, "task"), *conditions_of(list(FEEDS), "feed"), *alerts_of_removed(removed),
+        *(f"missing-feed-{feed}" for feed in FEEDS if feed not in settings.expected_feeds),  # no ingest looks any more
+        *(f"failed-{name}" for name in DERIVED if name not in settings.derived),  # and their DAGs are gone
     }
     unknown = {f"cannot-score-{one.task}" for one in tasks if one.fault is None}  # neither begun nor over
     _tell(settings, found, sorted(possible - unknown), at)

@@ -291,6 +291,15 @@ def test_the_alerts_of_a_task_that_was_taken_out_are_settled_at_the_next_look(sh
     assert [one["condition"] for one in open_alerts(shop)] == ["failed-update_price", "failed-ingest"]
 
 
+def test_the_alert_about_a_feed_that_is_expected_no_more_is_settled_at_the_next_look(shop: Settings) -> None:
+    for name in ("missing-feed-events", "missing-feed-messages", "failed-profiles"):
+        raise_alert(shop, name, "no file came, or no profile", NOW)
+    look(replace(shop, expected_feeds=("events", "messages"), derived=("profiles",)))
+    assert len(open_alerts(shop)) == 3
+    look(shop, 1)
+    assert [one["condition"] for one in open_alerts(shop)] == ["missing-feed-events"]
+
+
 def below_baseline(settings: Settings, hours: int = 24) -> None:
     """A day on which the plain baseline was better."""
     rows = [{
