@@ -78,15 +78,16 @@ with DAG(
 
         context = get_current_context()
         params, run = context["params"], context["dag_run"]
-        if run.run_type in ("scheduled", "backfill"):
-            # by its name: where a run was started by hand with an hour's date, the backfill of that hour takes it over
-            # and leaves it the interval before, and its params
-            windows, named = windows_of(None, None, run.logical_date, run.run_after), run.run_type == "backfill"
-        else:
-            windows = windows_of(params["window"], params["until"], None, run.run_after)
-            named = params["window"] is not None
+        # by its name: where a run was started by hand with an hour's date, the backfill of that hour takes it over and
+        # leaves it the interval before, and its params
+        by_name = run.run_type in ("scheduled", "backfill")
+        first, until = (None, None) if by_name else (params["window"], params["until"])
+        try:
+            windows = windows_of(first, until, run.logical_date if by_name else None, run.run_after)
+        except ValueError as refused:  # no retry makes an hour of it
+            raise AirflowFailException(str(refused)) from refused
         settings = read_settings()
-        if not named:  # those are about the hours that they name
+        if first is None and run.run_type != "backfill":  # these are about the hours that they name
             take_in_late(windows[0], settings)
         try:
             done = ingest(windows, settings)

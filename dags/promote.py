@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Param, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException
 
 from evergreen import DEFAULTS, NOTICES, RECOVERED
 from pipeline.settings import read_settings
@@ -44,13 +45,17 @@ with DAG(
         """Moves the champion and appends the move to the log."""
         from pipeline.champion import forced
         from pipeline.registry import open_registry
+        from pipeline.registry_errors import RegistryError
 
         context = get_current_context()
         params, run = context["params"], context["dag_run"]
-        done = forced(
-            open_registry(read_settings()), params["task"], params["version"],
-            who=run.triggering_user_name or "airflow", why=params["why"], decided_at=run.start_date,
-        )
+        try:
+            done = forced(
+                open_registry(read_settings()), params["task"], params["version"],
+                who=run.triggering_user_name or "airflow", why=params["why"], decided_at=run.start_date,
+            )
+        except RegistryError as refused:  # somebody waits, and the same would be refused again
+            raise AirflowFailException(str(refused)) from refused
         return {"champion_before": done.champion_before, "champion_after": done.champion_after}
 
     promote_by_force()

@@ -64,7 +64,12 @@ class Window:
             raise ValueError(
                 f"A window is named by an ISO 8601 hour like 2011-11-14T09:00Z; received {text!r}."
             ) from error
-        return cls(time if time.tzinfo else time.replace(tzinfo=UTC))
+        window = cls.containing(time if time.tzinfo else time.replace(tzinfo=UTC))
+        if time.replace(tzinfo=time.tzinfo or UTC) != window.start:
+            raise ValueError(
+                f"A window is named by a full UTC hour; received {text!r}, which lies in {window}: name that."
+            )
+        return window
 
 
 def windows_between(start: datetime, end: datetime) -> Iterator[Window]:

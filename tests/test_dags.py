@@ -80,6 +80,27 @@ with (mock.patch("pipeline.ingest.ingest", lambda windows, settings: taken_in.ex
         with mock.patch.dict(publish.__globals__, get_current_context=lambda context=context: context):
             publish()
 print("WINDOWS" + json.dumps(taken_in))
+from pipeline.registry_errors import VersionMissing
+registry = mock.Mock()
+registry.rollback.side_effect = registry.promote.side_effect = VersionMissing("recommend", 99)
+registry.tags.return_value = {}
+told = []
+with mock.patch("pipeline.registry.open_registry", return_value=registry):
+    for dag, task, params in [
+        ("ingest", "publish_windows", {"window": "2026-02-01T09:30Z", "until": None}),
+        ("rollback", "roll_back", {"task": "recommend", "version": 99, "why": "odd"}),
+        ("promote", "promote_by_force", {"task": "recommend", "version": 99, "why": "odd"}),
+    ]:
+        run = SimpleNamespace(run_type="manual", logical_date=None, run_after=now, start_date=now,
+                              triggering_user_name="ann")
+        act = bag.dags[dag].get_task(task).python_callable
+        context = {"params": params, "dag_run": run, "ti": mock.Mock()}
+        with mock.patch.dict(act.__globals__, get_current_context=lambda context=context: context):
+            try:
+                act()
+            except Exception as error:
+                told.append([type(error).__name__, str(error)])
+print("REFUSED" + json.dumps(told))
 os.environ["EVERGREEN_TASKS"] = "recommend"
 bag = DagBag(sys.argv[1] + "/profiles.py", load_op_links=False)
 print("WITHOUT" + json.dumps([bag.import_errors, sorted(bag.dags)]))
@@ -105,14 +126,15 @@ def listed(environment: dict[str, str]) -> dict:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     said = {mark: json.loads(line.removeprefix(mark)) for line in done.stdout.splitlines()
-            for mark in ("FOUND", "WITHOUT", "WINDOWS") if line.startswith(mark)}
+            for mark in ("FOUND", "WITHOUT", "WINDOWS", "REFUSED") if line.startswith(mark)}
     assert said["FOUND"]["errors"] == {}
-    return said["FOUND"]["dags"] | {"without profiles": said["WITHOUT"], "windows": said["WINDOWS"]}
+    further = {"without profiles": said["WITHOUT"], "windows": said["WINDOWS"], "refused": said["REFUSED"]}
+    return said["FOUND"]["dags"] | further
 
 
 @pytest.fixture(scope="module")
 def dags(listed: dict) -> dict:
-    return {name: dag for name, dag in listed.items() if name not in ("without profiles", "windows")}
+    return {name: dag for name, dag in listed.items() if name not in ("without profiles", "windows", "refused")}
 
 
 def test_the_dag_files_parse_in_under_a_second_and_import_nothing_heavy(environment: dict[str, str]) -> None:
@@ -165,6 +187,13 @@ def test_minutes_after_the_hour_change_neither_a_run_by_hand_nor_the_hours_of_th
 
 def test_a_backfill_that_takes_over_a_run_by_hand_takes_in_the_hour_of_its_name(listed: dict) -> None:
     assert listed["windows"][-1] == "2026-02-01T00:00Z"
+
+
+def test_what_a_person_asked_for_and_no_retry_can_do_fails_at_once_and_says_what_to_do(listed: dict) -> None:
+    assert [kind for kind, _ in listed["refused"]] == ["AirflowFailException"] * 3  # the one that is not retried
+    no_hour, *no_version = [said for _, said in listed["refused"]]
+    assert "'2026-02-01T09:30Z', which lies in 2026-02-01T09:00Z: name that" in no_hour
+    assert all("List its versions with" in said for said in no_version)
 
 
 def test_each_task_has_an_owner_retries_and_a_timeout(dags: dict) -> None:
