@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.window import Window
 
 ENGINES = ("duckdb", "spark")
+FEED_NAMES = ("items", "events", "messages")  # pipeline/schema.py has what is in them; it takes pyarrow to read it
 DERIVED = ("profiles",)  # has no learner, so no gate, no version and no place among the tasks that have them
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -106,6 +107,12 @@ class Settings:
                 f"EVERGREEN_TASKS must name a task that learns{beside}; received none. "
                 f"Add one: EVERGREEN_TASKS={','.join(['recommend', *self.derived])}"
             )
+        feeds = {*self.expected_feeds, *(column.partition(".")[0] for column in self.absent_columns)}
+        if unknown := sorted(feeds - {*FEED_NAMES}):
+            raise SettingsError(
+                "EVERGREEN_EXPECTED_FEEDS must name feeds, and EVERGREEN_ABSENT_COLUMNS columns as feed.column; feeds "
+                f"are {', '.join(FEED_NAMES)}; received {', '.join(unknown)}."
+            )
         if self.engine not in ENGINES:
             raise SettingsError(f"EVERGREEN_ENGINE must be {' or '.join(ENGINES)}; received {self.engine!r}.")
         if self.spark_rows is not None and self.spark_rows < 1:
@@ -136,7 +143,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """
     env = os.environ if environment is None else environment
     home = Path(env.get("EVERGREEN_HOME") or REPOSITORY / ".evergreen").resolve()
-    tasks = _words((env.get("EVERGREEN_TASKS") or "recommend").replace(" ", ","))  # make run TASKS="recommend demand"
+    told = _words((env.get("EVERGREEN_TASKS") or "recommend").replace(" ", ","))  # make run TASKS="recommend demand"
+    tasks = tuple(dict.fromkeys(told))  # a task named twice is one
     spark_rows = env.get("EVERGREEN_SPARK_ROWS")
     return Settings(
         home=home,
