@@ -133,7 +133,7 @@ def _of_version(answer: Mapping[str, Any]) -> tuple[str, tuple[str, list[str]], 
     colour = "stop" if answer["differences"] else ("pass" if answer["served"] else "note")
     facts: list[_Row] = [
         ("code", answer["code"]), ("reason for the retrain", answer["why"]), ("days of history", answer["days"]),
-        ("compared with version", answer["compared_with"]), ("first model of its lineage", answer["base"]),
+        ("compared with version", answer["compared_with"]), ("first model of its lineage", _Name(answer["base"])),
         *_settings(answer["settings"]),
     ]
     tables: list[tuple[str, _Row, list[_Row]]] = [
@@ -149,7 +149,7 @@ def _of_version(answer: Mapping[str, Any]) -> tuple[str, tuple[str, list[str]], 
             "version", "kind", "table versions", "newest window", "taught", "joined", "held out", "context",
             "set aside", "decision",
         ), [
-            (one["version"], one["kind"], _span(one), _short(one["window"]),
+            (_Name(one["version"]), one["kind"], _span(one), _short(one["window"]),
              *(one["own_rows"][name] for name in ("taught", "joined", "held_out", "context", "set_aside")),
              one["decision"]) for one in answer["lineage"]
         ]),
@@ -184,7 +184,7 @@ def _of_rows(answer: Mapping[str, Any]) -> tuple[str, tuple[str, list[str]], lis
                 _short(one["rows"]["last_window"]), " … ".join(map(str, one["rows"]["table_versions"])),
             )]))
             tables.append((f"Their past in {one['feed']}", ("row", "table version", "change", "happened", "window"), [
-                (image["key"], image["table_version"], image["change"], _short(image["happened"]),
+                (image["key"], _Name(image["table_version"]), image["change"], _short(image["happened"]),
                  _short(image["landed_window"])) for image in one.get("images", ())
             ]))
     said = said or ["No task reads this feed."]
@@ -221,8 +221,14 @@ def _settings(settings: Mapping[str, Any] | None) -> list[_Row]:
             lines += [(f"{name}: {key}", ", ".join(f"{k} {v}" for k, v in one.items()))
                       for key, one in value.items() if isinstance(one, Mapping)]
         lines.insert(len(lines) - (isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values())),
-                     (name, shown))
+                     (name, str(shown)))  # as it is set: a seed is no count
     return lines
+
+
+class _Name(int):
+    """A number that names something, such as a version: shown as a command takes it."""
+
+    __slots__ = ()
 
 
 class _Badge(str):
@@ -234,7 +240,7 @@ class _Badge(str):
 def _plain(cell: Any) -> str:
     if isinstance(cell, _Badge):
         return f"{_VERDICTS[cell][1]} {cell}"
-    if isinstance(cell, int):
+    if isinstance(cell, int) and not isinstance(cell, _Name):
         return f"{cell:,}" if cell else "·"  # a table of windows is mostly nothing
     return str(cell if cell is not None else "")
 

@@ -162,7 +162,7 @@ def _limits(learnt: Mapping[str, Any], limits: Sequence[str]) -> str:
 
 def _data(learnt: Mapping[str, Any]) -> str:
     tables = [
-        (one["table"], one["to"], f"{_hour(one['first_window'])} to {_hour(one['last_window'])}", one["rows"],
+        (one["table"], str(one["to"]), f"{_hour(one['first_window'])} to {_hour(one['last_window'])}", one["rows"],
          one["reads"]) for one in learnt["tables"]
     ]
     names = ("taught", "joined", "held_out", "context", "set_aside")

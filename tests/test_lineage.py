@@ -11,12 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from rich.console import Console
 
 from pipeline import forgetting, lineage, training, updating
 from pipeline.lake import open_lake
 from pipeline.learnt import FewRows, known_by_versions
 from pipeline.lesson import lesson_of_change, lesson_of_everything
 from pipeline.lineage import main, of_rows, of_version
+from pipeline.lineage_pages import print_answer, write_lineage_page
 from pipeline.masking import Mask
 from pipeline.registry import open_registry
 from pipeline.registry_errors import VersionMissing
@@ -395,3 +397,17 @@ def test_of_the_recommender_rows_counts_and_catalogue_are_told_as_they_were_read
     few = FewRows.of(lake, ITEMS, "item_id", launched["item_id"][0].as_py())
     known = known_by_versions(task, lake, [first, second], few)
     assert [one.verdict for one in known] == ["not seen", "context"] and known[1].own == {"context": 1}
+
+
+def test_settings_and_versions_are_shown_as_a_command_takes_them(
+    installation: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = of_version("price", 4, installation)
+    answer |= {"base": 1001, "settings": {"seed": 20260101, "copies": True, "replayed": 0}}
+    answer["lineage"][0]["version"] = 1001
+    page = write_lineage_page(answer, installation.reports).read_text()
+    for cells in ("<td>seed</td><td>20260101</td>", "<td>copies</td><td>True</td>", "<td>replayed</td><td>0</td>",
+                  '<td class="num">1001</td>', "<td>first model of its lineage</td><td>1001</td>"):
+        assert cells in page, cells
+    print_answer(answer, Console())
+    assert "1,001" not in capsys.readouterr().out
