@@ -14,7 +14,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RegistryError, SettingsError, LakeError, ValueError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
         return 1
-    path = write_lineage_page(answer, settings.reports)
+    path = write_lineage_page(answer, settings.reports, datetime.now(UTC))
     if chosen.json:
         print(json.dumps(answer, indent=2))
         return 0

@@ -7,6 +7,7 @@ import html
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +43,28 @@ def lineage_path(answer: Mapping[str, Any], reports: Path) -> Path:
     return reports / "lineage" / f"{name}.html"
 
 
-def write_lineage_page(answer: Mapping[str, Any], reports: Path) -> Path:
-    """Writes the page of an answer, in the place of an older one, and returns its path."""
+def write_lineage_page(answer: Mapping[str, Any], reports: Path, at: datetime) -> Path:
+    """Writes the page of an answer that was given `at`, in the place of an older one, and returns its path."""
     path = lineage_path(answer, reports)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(page(answer), encoding="utf-8")
+        unfinished.write_text(page(answer, at), encoding="utf-8")
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
 
 
-def page(answer: Mapping[str, Any]) -> str:
-    """An answer's HTML."""
+def page(answer: Mapping[str, Any], at: datetime) -> str:
+    """An answer's HTML; it says when that was, because aliases move on and nothing writes an older page anew."""
     title, verdict, tables = _parts(answer)
     kind, sentences = verdict
     said = "".join(f"<p>{_text(sentence)}</p>" for sentence in sentences[1:])
     sign = {"pass": "✓", "warn": "●", "stop": "!", "rows": "○", "note": "·"}[kind]
     body = [
-        f'<header><p class="crumb">Evergreen · lineage</p><h1>{_text(title)}</h1></header>',
+        f'<header><p class="crumb">Evergreen · lineage</p><h1>{_text(title)}</h1>'
+        f"<p>As of {at:%Y-%m-%d %H:%M} UTC</p></header>",
         f'<section class="verdict {kind}"><h2><span class="sign" aria-hidden="true">{sign}</span>'
         f"{_text(sentences[0])}</h2>{said}</section>",
         _tiles(answer),

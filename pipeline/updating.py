@@ -139,7 +139,7 @@ def promote(
     note_version_page(task_name, version, settings)  # its address first: whoever sees a decision finds where it leads
     done = _acted_on(task_name, version, settings, decided_at, who)
     learnt = of_version(task_name, version, settings, whole=False)
-    write_lineage_page(learnt, settings.reports)
+    write_lineage_page(learnt, settings.reports, decided_at)
     write_model_card(learnt, settings)
     return done
 

@@ -344,6 +344,7 @@ def test_promotion_writes_the_versions_page_and_notes_it_in_the_registry(price_s
     updating.promote("price", 2, settings, NOW)
     page = settings.reports / "lineage" / "price-2.html"
     assert "Windows of its own learning" in page.read_text()
+    assert ", champion)" in page.read_text() and f"As of {NOW:%Y-%m-%d %H:%M} UTC" in page.read_text()  # true for then
     assert open_registry(settings).tags("price", 2)["evergreen.lineage"] == "lineage/price-2.html"
 
 
@@ -405,7 +406,7 @@ def test_settings_and_versions_are_shown_as_a_command_takes_them(
     answer = of_version("price", 4, installation)
     answer |= {"base": 1001, "settings": {"seed": 20260101, "copies": True, "replayed": 0}}
     answer["lineage"][0]["version"] = 1001
-    page = write_lineage_page(answer, installation.reports).read_text()
+    page = write_lineage_page(answer, installation.reports, NOW).read_text()
     for cells in ("<td>seed</td><td>20260101</td>", "<td>copies</td><td>True</td>", "<td>replayed</td><td>0</td>",
                   '<td class="num">1001</td>', "<td>first model of its lineage</td><td>1001</td>"):
         assert cells in page, cells
