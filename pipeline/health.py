@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pipeline.alerts import last_asked, open_alerts
@@ -236,7 +237,7 @@ def _strangers(health: FeedHealth) -> str:
         return ""
     styles = ("own", "old", "plain", "own")
     lines = [
-        Line(f"{name} {sum(values) / len(values):.1%}", style, values, _SMOOTHED_HOURS)
+        Line(f"{name} {fmean(value for value in values if not math.isnan(value)):.1%}", style, values, _SMOOTHED_HOURS)
         for (name, values), style in zip(health.strangers.items(), styles, strict=False)
     ][:3]
     count = max(len(line.values) for line in lines)

@@ -7,8 +7,9 @@ begun and settles it when it ends (`conditions.py`), and says for which tasks a 
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -149,9 +150,9 @@ class FeedHealth:
         hours_silent: between its end and now; None where the shop is a replayed log. As an ingest takes in all feeds,
             those that are expected stand for the others.
         rows: of the last day's windows: rows in, published, quarantined.
-        hourly: published rows of each window of the last week, oldest first.
+        hourly: published rows of each hour of the last week, oldest first; 0 where none was taken in.
         shifts: how far each column moved in the last day, the farthest first.
-        strangers: `new items`, `unknown items`, `new users`, `guests` -> share in each window of the last week.
+        strangers: `new items`, `unknown items`, `new users`, `guests` -> share in each of those hours; nan: no rows.
         not_taken_in: hours of the last week between the first and the newest that no ingest has taken in; of a feed
             that is not expected those alone that were taken in of another.
     """
@@ -403,16 +404,17 @@ def feed_health(lake: Lake, feed: str, settings: Settings, at: datetime) -> Feed
     profiles = read_profiles(lake, feed, newest - timedelta(days=KEPT_DAYS))
     week = [window for window in sorted(log) if window > newest - timedelta(days=_DAYS_WITHOUT_GAP)]
     day = [log[window] for window in week if window > newest - WINDOWS_JUDGED * HOUR]
-    missed = [window for window in windows_between(week[0], newest + HOUR) if window.start not in log]
+    hours = list(windows_between(week[0], newest + HOUR))
+    missed = [one for one in hours if one.start not in log]
     if feed not in settings.expected_feeds:  # it was stopped alone: hours that brought nothing are in the log as well
         taken_in = set(lake.window_log(since=week[0].date())["landed_window"].to_pylist())
-        missed = [window for window in missed if window.start in taken_in]
+        missed = [one for one in missed if one.start in taken_in]
     live = settings.schedule_end is None and feed in settings.expected_feeds
     return FeedHealth(
         feed, newest, hours_silent=(at - (newest + HOUR)) / HOUR if live else None,
         rows={name: sum(row[name] for row in day) for name in ("rows_in", "published", "quarantined", "duplicates")},
-        hourly=tuple(log[window]["published"] for window in week),
-        shifts=tuple(_shifts_of(profiles)), strangers=_strangers(profiles[one] for one in week if one in profiles),
+        hourly=tuple(log[one.start]["published"] if one.start in log else 0 for one in hours),
+        shifts=tuple(_shifts_of(profiles)), strangers=_strangers([profiles.get(one.start) for one in hours]),
         not_taken_in=tuple(missed),
     )
 
@@ -436,16 +438,15 @@ def _same_hours(profiles: Mapping[datetime, Profile], recent: list[datetime], be
     return summed(found) if len(found) >= _SHARE_OF_HOURS * len(recent) else {}
 
 
-def _strangers(profiles: Iterable[Profile]) -> dict[str, tuple[float, ...]]:
-    """Shares by window of what is new or unknown, of windows that have it."""
+def _strangers(profiles: Sequence[Profile | None]) -> dict[str, tuple[float, ...]]:
+    """Shares by hour of what is new or unknown; nan: an hour that does not tell. Only what some hour has."""
     told = {"new items": ("item", "new"), "unknown items": ("item", UNKNOWN), "new users": ("user", "new"),
             "guests": ("user", "guest")}
-    held = list(profiles)
     found = {}
     for name, (column, label) in told.items():
-        bins = [one.counts[column] for one in held if one.counts.get(column)]
+        bins = [one.counts.get(column, {}) if one else {} for one in profiles]
         if any(label in one for one in bins):
-            found[name] = tuple(one.get(label, 0) / sum(one.values()) for one in bins)
+            found[name] = tuple(one.get(label, 0) / sum(one.values()) if one else math.nan for one in bins)
     return found
 
 

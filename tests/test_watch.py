@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from dataclasses import replace
@@ -419,3 +420,15 @@ def test_a_shop_without_anything_yet_has_a_page(
     assert look(settings)["conditions"] == ["price has no champion. → Run the DAG retrain_price."]
     page = (settings.reports / "health.html").read_text()
     assert "nothing to roll back to" in page and "No hour was scored yet" in page
+
+
+def test_hours_without_rows_have_their_place_in_the_pictures(shop: Settings) -> None:
+    """A shop that is closed for two days: 48 hours that no ingest took in, then one more."""
+    land(shop, 100, 149)
+    look(shop)
+    health = feed_health(open_lake(shop), "events", shop, NOW)
+    assert len(health.hourly) == 150 and health.hourly[101:149] == (0,) * 48 and health.hourly[149] > 0
+    assert {len(shares) for shares in health.strangers.values()} == {150}
+    assert all(math.isnan(share) for shares in health.strangers.values() for share in shares[101:149])
+    page = (shop.reports / "health.html").read_text()
+    assert page.count("150 hours ago") == 2 and ">nan" not in page
