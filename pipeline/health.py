@@ -210,7 +210,7 @@ def _decision_table(decisions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _feed(health: FeedHealth, quarantined: Mapping[tuple[str, str], int], settings: Settings) -> str:
-    if health.newest is None or not any(health.hourly):
+    if health.newest is None or not (any(health.hourly) or any(feed == health.feed for feed, _ in quarantined)):
         return ""
     ends = (f"{len(health.hourly)} hours ago", _time(health.newest))
     page = page_path(health.feed, [Window(health.newest)], settings.reports)

@@ -21,7 +21,7 @@ from pipeline.drift import Fall, Shift
 from pipeline.lake import open_lake
 from pipeline.locking import file_locks
 from pipeline.registry import open_registry
-from pipeline.schema import DECISIONS_SCHEMA, EVENTS, ITEMS, QUALITY_SCHEMA
+from pipeline.schema import DECISIONS_SCHEMA, EVENTS, ITEMS, QUALITY_SCHEMA, QUARANTINE_SCHEMA
 from pipeline.settings import Settings
 from pipeline.tasks.contract import State
 from pipeline.watch import FeedHealth, TaskHealth, feed_health, task_health, watch
@@ -432,3 +432,16 @@ def test_hours_without_rows_have_their_place_in_the_pictures(shop: Settings) -> 
     assert all(math.isnan(share) for shares in health.strangers.values() for share in shares[101:149])
     page = (shop.reports / "health.html").read_text()
     assert page.count("150 hours ago") == 2 and ">nan" not in page
+
+
+def test_a_feed_of_which_everything_is_refused_is_on_the_page(shop: Settings) -> None:
+    land(shop, 100)
+    lake, window = open_lake(shop), hour(100)
+    lake.append("quarantine", pa.Table.from_pylist([{
+        "feed": "items", "landed_window": window.start, "landed_date": window.start.date(), "source_file": "a",
+        "source_row": row, "reason": "missing_value", "detail": "item_id", "raw": "{}", "raw_bytes": 2,
+    } for row in range(500)], schema=QUARANTINE_SCHEMA))
+    log_windows(lake, ITEMS, window)
+    look(shop)
+    page = (shop.reports / "health.html").read_text()
+    assert "Feed items" in page and "500 rows in the last week" in page
