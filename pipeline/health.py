@@ -323,6 +323,7 @@ h3 small{font-weight:400;color:var(--soft);font-size:.88rem;display:block}
 .reasons th:first-child,.reasons td:first-child,.measures th:first-child{padding-left:0}
 .measures th[scope=row]{font-weight:400}
 .stack td:first-child{padding-left:0}
+.topics th[scope=row]{white-space:normal;width:55%;overflow-wrap:anywhere}
 a{color:var(--rows)}
 @media(max-width:52rem){.two,.wide{grid-template-columns:1fr}}
 @media(max-width:42rem){.tiles{grid-template-columns:1fr 1fr;gap:.6rem}

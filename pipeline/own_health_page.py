@@ -73,7 +73,7 @@ def _sentiment(topics: Sequence[TopicDay]) -> str:
     return (
         "<section><h3>Negative messages <small>share of each day's, as the champion reads them</small></h3>"
         f'{line_picture([Line("all messages", "own", shares)], (days[0], days[-1]), said, "{:.0%}")}'
-        f'<table class="reasons"><tbody>{rows}</tbody></table></section>'
+        f'<table class="reasons topics"><tbody>{rows}</tbody></table></section>'
     )
 
 

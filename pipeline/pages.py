@@ -275,7 +275,7 @@ header p{margin:.15rem 0;color:var(--soft)}
 h2{font-size:1.15rem;margin:0 0 .6rem}
 h2 small{font-weight:400;color:var(--soft);font-size:.9rem;margin-left:.4rem}
 section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;margin:1rem 0}
-.verdict{border-left-width:.4rem}
+.verdict{border-left-width:.4rem;overflow-wrap:anywhere}
 .verdict h2{font-size:1.3rem;display:flex;gap:.6rem;align-items:baseline;margin:0}
 .verdict>p{margin:.25rem 0 0}
 .verdict.pass{border-color:var(--pass);background:var(--pass-bg)}
