@@ -4,8 +4,9 @@ How far it has come stands in the table's own log, noted in the transaction that
 any moment leaves profiles that say from which versions they were made, and the next run goes on from the last note.
 
 A user's profile is made anew when a row of theirs came, changed or went since that note, and when their segment changes
-because time has passed. Everybody's is made anew when there is none yet, when the rules have changed, and when the
-champion is of another lineage (a full retrain, the first champion): its vectors lie in another space than those before.
+because time has passed. Everybody's is made anew when there is none yet, when the rules have changed, after four weeks
+(what is much to spend in this shop is told of all buyers at once), and when the champion is of another lineage (a full
+retrain, the first champion): its vectors lie in another space than those before.
 A champion that an update trained moves that space little, so the vectors of users who do nothing stay, with the version
 that made them. An item's new category or price is seen by a user's next change, or by `update --whole`.
 """
@@ -37,6 +38,10 @@ from pipeline.window import HOUR
 
 TABLE, SUITE = "user_profiles", "user_profiles"
 _RECOMMENDER = "recommend"
+
+# What the top fifth of the buyers spend in a year moves with a season. Recommenders are retrained, and with them all
+# profiles made anew, as often; without one nothing else would ask for it.
+_RENEWED_DAYS = 28
 
 # Users whose profiles are in memory and in one commit: some 100 MB with a vector of 64.
 _AT_ONCE = 20_000
@@ -141,11 +146,11 @@ def _plan(
     lake: Lake, tables: Snapshot, champion: _Champion | None, as_of: datetime, whole: str | None
 ) -> _Plan:
     version = tables.versions["events"]
-    noted = {name: lake.mark(TABLE, name) for name in ("events", "lineage", "rules")}
+    noted = {name: lake.mark(TABLE, name) for name in ("events", "lineage", "rules", "whole_day")}
     held = lake.arrow(TABLE, columns=["user_id", "segment_until", "high_spend"])
     known = frozenset(held["user_id"].cast(pa.string()).to_pylist())
     after = noted["events"]
-    whole = whole or _why_whole(noted, version, champion)
+    whole = whole or _why_whole(noted, version, champion, as_of)
     if whole is None and after is not None:
         try:
             touched = lake.touched("events", "user_id", after, version)
@@ -161,7 +166,9 @@ def _plan(
     return _Plan(sorted(everybody | known), known, high_spend_of(tables), whole)
 
 
-def _why_whole(noted: dict[str, int | None], version: int, champion: _Champion | None) -> str | None:
+def _why_whole(
+    noted: dict[str, int | None], version: int, champion: _Champion | None, as_of: datetime
+) -> str | None:
     if noted["events"] is None:
         return "there are no profiles yet"
     if noted["rules"] != RULES:
@@ -170,12 +177,20 @@ def _why_whole(noted: dict[str, int | None], version: int, champion: _Champion |
         return "the champion is of another lineage" if champion else "there is no champion any more"
     if noted["events"] > version:
         return f"the events table went back to version {version}"
+    if noted["whole_day"] is None or _day(as_of) - noted["whole_day"] >= _RENEWED_DAYS:
+        return f"everybody's are made anew every {_RENEWED_DAYS} days"
     return None
+
+
+def _day(time: datetime) -> int:
+    return int(time.timestamp() // 86_400)
 
 
 def _made(lake: Lake, tables: Snapshot, champion: _Champion | None, as_of: datetime, plan: _Plan) -> Updated:
     made, gone, warnings = 0, 0, dict[str, int]()
     marks = {"events": tables.versions["events"], "lineage": champion.base if champion else 0, "rules": RULES}
+    if plan.whole:
+        marks["whole_day"] = _day(as_of)
     catalogue = catalogue_of(tables) if plan.users else None
     with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
         compact = _loaded(champion, Path(scratch)) if plan.users else None

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from fastapi.testclient import TestClient
 
 from models.blend import untouched
-from pipeline import updating, user_profile_updates
+from pipeline import updating, user_profile_facts, user_profile_updates
 from pipeline.forgetting import forget
 from pipeline.lake import Lake, open_lake
 from pipeline.masking import Mask
@@ -280,7 +281,23 @@ def test_step_by_step_the_table_ends_as_if_everybodys_were_made_anew(
     assert contents(lake) == stepwise
 
 
-def test_time_alone_changes_a_segment(shop: Settings) -> None:
+def test_after_four_weeks_everybodys_is_made_anew_with_what_is_much_to_spend_by_then(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_profile_facts, "_LEAST_BUYERS", 2)
+    lake = open_lake(shop)
+    days = (pc.max(lake.arrow("events")["landed_window"]).as_py() - T0).days  # at which all were made
+    land(shop, event("a8", "ann", "purchase", "tea2", days + 27, price=50.0))
+    assert update(shop).whole is None and profile(lake, "bob").high_spend is None
+    land(shop, event("a9", "ann", "purchase", "tea2", days + 28, price=50.0))
+    done = update(shop)
+    assert (done.whole, done.made) == ("everybody's are made anew every 28 days", 3)
+    assert {profile(lake, name).high_spend for name in ("ann", "bob", "cat")} == {profile(lake, "ann").high_spend}
+    assert profile(lake, "bob").high_spend is not None and update(shop).made == 0
+
+
+def test_time_alone_changes_a_segment(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_profile_updates, "_RENEWED_DAYS", 1_000)
     lake = open_lake(shop)
     assert profile(lake, "bob").segment == "returning"
     land(shop, event("a9", "ann", "view", "mug", 14 + 59))
