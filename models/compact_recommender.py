@@ -315,16 +315,32 @@ def best(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         [batch, k] int64 and [batch, k] float32.
     """
     k_there = min(k, logits.shape[1])
-    if k_there < logits.shape[1]:
-        columns = np.argpartition(logits, logits.shape[1] - k_there, axis=1)[:, -k_there:]
-    else:
-        columns = np.tile(np.arange(logits.shape[1]), (len(logits), 1))
+    columns = _largest(logits, k_there)
     values = np.take_along_axis(logits, columns, axis=1)
     order = np.lexsort((columns, -values), axis=1)
     columns, values = np.take_along_axis(columns, order, axis=1), np.take_along_axis(values, order, axis=1)
     missing = ((0, 0), (0, k - k_there))
     columns = np.pad(np.where(np.isneginf(values), -1, columns), missing, constant_values=-1)
     return columns, np.pad(values, missing, constant_values=-np.inf)
+
+
+def _largest(logits: np.ndarray, k: int) -> np.ndarray:
+    """[batch, k] int64: the columns of the `k` largest of each row, in no order; of equal ones the lower columns.
+
+    A partition alone keeps any of those that equal the smallest one kept: items of which nothing is known tie.
+    """
+    items = logits.shape[1]
+    if not 0 < k < items:
+        return np.tile(np.arange(items), (len(logits), 1))[:, :k]
+    columns = np.argpartition(logits, items - k, axis=1)[:, -k:]
+    least = np.take_along_axis(logits, columns, axis=1).min(axis=1, keepdims=True)
+    there = logits >= least
+    if np.count_nonzero(there) == columns.size:  # ten times as fast as the sums of the rows
+        return columns
+    for row in np.flatnonzero(there.sum(axis=1) > k):
+        above, equal = np.flatnonzero(logits[row] > least[row]), np.flatnonzero(logits[row] == least[row])
+        columns[row] = np.concatenate([above, equal[: k - len(above)]])
+    return columns
 
 
 def _history_features(counts: np.ndarray, views: np.ndarray, days: np.ndarray, present: np.ndarray) -> np.ndarray:

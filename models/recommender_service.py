@@ -163,11 +163,9 @@ class RecommenderService:
 
     def _best(self, scores: np.ndarray, k: int) -> tuple[list[str], list[float]]:
         scores[0] = -np.inf
-        top = min(k, len(scores) - 1)
-        rows = np.argpartition(scores, len(scores) - top)[-top:] if top else np.empty(0, np.int64)
-        rows = rows[np.lexsort((rows, -scores[rows]))]
-        rows = rows[np.isfinite(scores[rows])]
-        return list(self._recommender.ids[rows]), scores[rows].astype(np.float64).tolist()
+        rows, values = (one[0] for one in self._recommender.ranked(scores[None], min(k, len(scores) - 1)))
+        there = np.isfinite(values)
+        return list(self._recommender.ids[rows[there]]), values[there].astype(np.float64).tolist()
 
     def _history(self, row: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
         """Distinct known items, newest first, as the model wants them: rows, counts, views, days, habits; [1, items].

@@ -12,9 +12,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 from models import demand_service, recommender_service, text_service
 from models.compact_recommender import CompactRecommender, best
+from models.recommender_graph import RecommenderGraph
 from models.recommender_service import RecommenderModel, RecommenderService
 from models.text_encoder import load_text_encoder
 from pipeline.tasks.contract import Package
@@ -132,6 +134,24 @@ def test_best_columns_are_ordered_and_missing_ones_are_minus_one() -> None:
     columns, values = best(np.array([[-np.inf, 1.0, 3.0, 3.0]]), 5)
     np.testing.assert_array_equal(columns, [[2, 3, 1, -1, -1]])
     np.testing.assert_array_equal(values[0, :3], [3.0, 3.0, 1.0])
+
+
+def test_of_equal_items_the_first_of_the_catalogue_are_answered_alone_in_batches_and_in_the_graph() -> None:
+    trend = np.repeat(np.arange(61, dtype=np.float32)[:, None] % 3, 4, axis=1)
+    compact = CompactRecommender(["", *(f"i{place:02}" for place in range(60))], {
+        **random_recommender(60, np.random.default_rng(0)).arrays, "items": np.zeros((61, 64), np.float32),
+        "trend": trend, "trend_mix": np.full(4, 0.25, np.float32),
+    })
+    service = RecommenderService(compact, lambda: None)
+    wanted = [f"i{place:02}" for place in range(60) if (place + 1) % 3 == 2][:7]
+    assert service.one({"history": []}, 7)[0] == wanted
+    assert service.many([{"history": []}] * 2, 7)[0].tolist() == [wanted] * 2
+    nothing = tf.zeros((1, 0))
+    graph = RecommenderGraph(compact).recommend(tf.zeros_like(nothing, tf.string), nothing, tf.constant(7))
+    assert graph["item_ids"].numpy().astype(str).tolist() == [wanted]
+    values = np.random.default_rng(0).integers(0, 5, (40, 30)).astype(np.float32)
+    for k in (1, 7, 29, 30):
+        np.testing.assert_array_equal(best(values, k)[0], np.argsort(-values, axis=1, kind="stable")[:, :k])
 
 
 def small_arrays(seen: float = 1.0) -> dict[str, np.ndarray]:
