@@ -8,6 +8,8 @@ remembered, so that any number of lineages can learn the same log in the same or
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -66,7 +68,7 @@ class Protocol:
         text = tomllib.loads((PROTOCOLS / f"{name}.toml").read_text())
         path = data or DATA / text["data"]
         if not path.is_file():
-            raise FileNotFoundError(f"The data set {name!r} must lie at {path}; it does not. Give its path: --data.")
+            raise FileNotFoundError(f"The data set {name!r} must lie at {path}; it does not. Lay it there.")
         return cls(**{**text, "data": path, "origin": datetime.fromisoformat(text["origin"])})
 
     def step_of(self, time: datetime) -> int:
@@ -94,7 +96,8 @@ class ShopLog:
     ) -> ShopLog:
         """Lands and ingests the whole log below `home`, by the protocol's steps or, in the test steps, by `days`.
 
-        What was landed there before, to its end, is taken as it is.
+        What was landed there before, to its end, is taken as it is. What was stopped halfway is begun anew: its tables
+        hold later steps already, so that an earlier one would be noted at a version that knows them.
         """
         home.mkdir(parents=True, exist_ok=True)
         log, noted = home / "log.parquet", home / "versions.json"
@@ -104,8 +107,12 @@ class ShopLog:
         settings = _settings(home, seed, encoder, source.absent_columns)
         if noted.is_file():
             return cls(protocol, settings, {int(step): one for step, one in json.loads(noted.read_text()).items()})
+        for folder in (settings.landing, settings.lake):
+            shutil.rmtree(folder, ignore_errors=True)
         versions = _taken_in(source, cls._steps(protocol, source.windows, days), settings)
-        noted.write_text(json.dumps(versions))
+        unfinished = noted.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(versions))
+        os.replace(unfinished, noted)
         return cls(protocol, settings, versions)
 
     @classmethod
