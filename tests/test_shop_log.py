@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import shop_log
+from tests.benchmarks import bench_learning, shop_log
+from tests.benchmarks.learning_methods import compare
 from tests.benchmarks.shop_log import Protocol, ShopLog
 
 DAYS = 3
@@ -53,3 +54,18 @@ def test_a_landing_that_was_stopped_halfway_is_begun_anew_and_no_step_sees_a_lat
     wanted = [PURCHASES_A_DAY * (step + 1) for step in range(DAYS)]
     assert events_by_step(ShopLog.land(protocol, home, 0, encoder="tiny")) == wanted
     assert events_by_step(ShopLog.land(protocol, home, 0, encoder="tiny")) == wanted  # as it is
+
+
+def test_a_part_that_is_none_is_refused_before_any_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(bench_learning.PARTS, "aging", lambda seeds: pytest.fail("measured"))
+    monkeypatch.setattr("sys.argv", ["bench_learning", "aging", "agin"])
+    with pytest.raises(SystemExit):
+        bench_learning.main()
+    assert "'agin'" in capsys.readouterr().err
+
+
+def test_a_method_that_is_none_is_refused_and_not_taken_for_one_that_is_done() -> None:
+    with pytest.raises(ValueError, match="received FGM two"):
+        compare(None, [], [0], {}, ["FGM two"], "commit", print)  # type: ignore[arg-type]

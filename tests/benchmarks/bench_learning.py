@@ -442,10 +442,10 @@ def write(figures: Figures, tables: Mapping[str, Any], part: str, seeds: Sequenc
 def main() -> None:
     """Runs the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     chosen = parser.parse_args()
-    for part in chosen.parts:
+    for part in chosen.parts or list(PARTS):
         started = time.monotonic()
         figures, tables = PARTS[part](chosen.seeds)
         write(figures, tables, part, chosen.seeds, time.monotonic() - started)

@@ -98,7 +98,12 @@ def compare(
         wanted: names; none: all.
         commit: of the code.
         keep: is given all rows whenever there is one more.
+
+    Raises:
+        ValueError: a method is wanted that is none.
     """
+    if unknown := [name for name in wanted if name not in METHODS]:
+        raise ValueError(f"A method must be one of {', '.join(METHODS)}; received {', '.join(unknown)}.")
     same = {"commit": commit, "seeds": list(seeds)}
     rows = dict(done)
     missing = [
