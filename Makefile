@@ -65,8 +65,8 @@ lint: setup ## Style and types
 bench-loop: setup ## Measure ingest, checks, freshness and a request; writes tests/benchmarks/results/loop.json
 	$(RUN) tests.benchmarks.bench_loop
 
-bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_retail growth"); writes results/learning.json
-	$(RUN) tests.benchmarks.bench_learning $(PARTS)
+bench-learning: setup ## Measure the learner on real logs (hours; PARTS="online_retail growth", or PARTS=myshop.toml DATA=log.csv)
+	$(RUN) tests.benchmarks.bench_learning $(PARTS) $(if $(DATA),--data "$(DATA)")
 
 bench-serving: setup ## Measure the compact form, server and batches (PARTS="compact server batch"); writes results/serving.json
 	$(RUN) tests.benchmarks.bench_serving $(PARTS)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import json
+import random
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import bench_learning, shop_log
 from tests.benchmarks.learning_methods import compare
-from tests.benchmarks.shop_log import Protocol, ShopLog
+from tests.benchmarks.shop_log import Protocol, ProtocolError, ShopLog
 
 DAYS = 3
 PURCHASES_A_DAY = 4
@@ -64,6 +66,63 @@ def test_a_part_that_is_none_is_refused_before_any_is_measured(
     with pytest.raises(SystemExit):
         bench_learning.main()
     assert "'agin'" in capsys.readouterr().err
+
+
+def test_a_mapping_alone_says_how_a_log_is_learnt_by_its_length(tmp_path: Path) -> None:
+    mapping, log = tmp_path / "myshop.toml", tmp_path / "log.csv"
+    mapping.write_text('[columns]\nuser = "who"\nitem = "what"\n[time]\ncolumn = "at"\n[type]\ndefault = "purchase"\n')
+    steps = {}
+    for days in (3, 30, 364):
+        times = [datetime(2024, 1, 1, 9, tzinfo=UTC) + timedelta(days=day) for day in range(days)]
+        log.write_text("who,what,at\n" + "".join(f"c1,a,{time.isoformat()}\n" for time in times))
+        read = Protocol.read(str(mapping), log)
+        assert (read.name, read.origin) == ("myshop", datetime(2024, 1, 1, tzinfo=UTC))
+        steps[days] = (read.step_days, read.first_step, read.first_test_step, read.last_test_step)
+    assert steps == {3: (1, 1, 1, 2), 30: (1, 24, 24, 29), 364: (7, 42, 42, 51)}
+    log.write_text("who,what,at\nc1,a,2024-01-01T09:00:00Z\n")
+    with pytest.raises(ProtocolError, match=r"three days at least: .* it has 1"):
+        Protocol.read(str(mapping), log)
+
+
+@pytest.mark.parametrize(("text", "log", "said"), [
+    (None, "log.csv", "is described by a file"), ('[columns]\nitem = "a"\n', None, "names no log"),
+    ('[columns]\nitem = "a"\n', "none.csv", "must lie at"),
+    ('prepare = ""\nstep_day = 7\n', "log.csv", "missing: first_step, .*; not known: step_day"),
+])
+def test_a_data_set_that_cannot_be_measured_is_told(
+    tmp_path: Path, text: str | None, log: str | None, said: str
+) -> None:
+    (tmp_path / "log.csv").write_text("a\n")
+    if text is not None:
+        (tmp_path / "shop.toml").write_text(text)
+    with pytest.raises(ProtocolError, match=said):
+        Protocol.read(str(tmp_path / "shop.toml"), log and tmp_path / log)
+
+
+@pytest.mark.slow
+def test_a_log_of_ones_own_is_measured_by_its_mapping_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, log = random.Random(3), tmp_path / "log.csv"
+    moments = [f"2024-01-{day:02d}T{hour:02d}:00:00Z" for day in range(1, 7) for hour in range(9, 18)]
+    lines = [
+        f"c{user},s{drawn.choice((user % 7, drawn.randrange(30)))},lamp {user % 5},2.5,{moment}"
+        for moment in moments for user in range(40) if drawn.random() < 0.3
+    ]
+    log.write_text("\n".join(["who,what,title,paid,at", *lines]))
+    mapping = tmp_path / "myshop.toml"
+    mapping.write_text(
+        '[columns]\nuser = "who"\nitem = "what"\ntitle = "title"\nprice = "paid"\n[time]\ncolumn = "at"\n'
+        '[type]\ndefault = "purchase"\n'
+    )
+    monkeypatch.setattr("sys.argv", ["bench_learning", str(mapping), "--data", str(log), "--seeds", "0"])
+    before = bench_learning.RESULTS.read_bytes()
+    bench_learning.main()
+    assert bench_learning.RESULTS.read_bytes() == before
+    result = json.loads((tmp_path / "myshop.results.json").read_text())
+    assert result["protocol"]["judged_steps"] == [4, 5]
+    ways = result["tables"]["myshop"]
+    assert {"ours", "never updated", "full retrain", "most bought", "item-kNN", "ALS"} <= set(ways)
+    assert all(0 < way["recall"] <= 1 for way in ways.values())
+    assert result["figures"]["myshop.quality_vs_full"] == ways["ours"]["recall"] / ways["full retrain"]["recall"]
 
 
 def test_a_method_that_is_none_is_refused_and_not_taken_for_one_that_is_done() -> None:

@@ -1,9 +1,9 @@
 """The learner's figures, written to results/learning.json: `make bench-learning`.
 
 Each part lands a real log in a lake and lets several ways of keeping a model fresh foresee it step by step, before they
-learn it (tests/benchmarks/lineage.py). Compared are: never updated, updated with new data only, Evergreen's update, a
-full retrain at each step, the frequency baseline of the gate, and rivals from PyPI trained anew at each step. Costs are
-CPU-seconds of all threads, without the compilation of the step that each process does once (measured and written down).
+learn it (tests/benchmarks/lineage.py, side_by_side.py). Costs are CPU-seconds of all threads, without the compilation
+of the step that each process does once (measured and written down). A log of one's own is named by its mapping, as for
+`make run`, in the place of a part (`PARTS=myshop.toml DATA=log.csv`); its results are written beside that file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation import interval
 from pipeline.settings import REPOSITORY
+from pipeline.sources import SourceError
 from pipeline.sources.shop import ShopSize
 from tests.benchmarks.learning_judging import judging_metrics
 from tests.benchmarks.learning_methods import compare
 from tests.benchmarks.learning_searches import SEARCHED_SHOP, fragments_held_out, searches_withheld
-from tests.benchmarks.lineage import Lineage, ServedLineage, Step, WithoutText, judged, measured_compilation
+from tests.benchmarks.lineage import Lineage, Step, WithoutText, judged, measured_compilation
 from tests.benchmarks.rivals_on_log import rival_answers
-from tests.benchmarks.shop_log import Protocol, ShopLog
+from tests.benchmarks.shop_log import Protocol, ProtocolError, ShopLog
+from tests.benchmarks.side_by_side import (
+    Figures,
+    answered,
+    as_text,
+    baseline_scores,
+    by_step,
+    judged_steps,
+    mean_learning,
+    mean_of,
+    recall,
+    say,
+    side_by_side,
+    summary,
+)
 
 RESULTS = REPOSITORY / "tests" / "benchmarks" / "results" / "learning.json"
 SEEDS = (0, 1, 2)
@@ -47,80 +60,27 @@ SESSIONS_SHARE = 0.25
 # Four times the demo's catalogue, so that twenty places are one in a hundred; two new items an hour, for three days.
 NEW_ITEMS_SHOP = ShopSize(items=2_000, history_days=14, history_events=150_000, hours=72, launches_per_hour=2)
 
-Figures = dict[str, float]
 Part = tuple[Figures, dict[str, Any]]
 
 
 def online_retail(seeds: Sequence[int]) -> Part:
     """Next baskets of weeks 44 to 53: all ways side by side."""
     with landed("online_retail", seeds[0]) as shop:
-        steps = judged_steps(shop, shop.protocol.first_test_step)
-        first = shop.before(steps[0].number)
-        compilation = measured_compilation(shop, first)
-        ours: list[Any] = [ServedLineage.begin(shop, first)]
-        here = [Lineage(shop, shop.task.update_schedule, seed).begin(first) for seed in seeds[1:] or seeds]
-        ours += here if len(seeds) > 1 else []
-        start = here[0]
-        alone = replace(shop.task.update_schedule, replay_ratio=0.0, least_replayed=0, filled_up_to=0)
-        ways: dict[str, list[Any]] = {
-            "ours": ours, "never updated": [start.copy()], "new data only": [start.copy(alone)],
-        }
-        frames: dict[str, list[list[pd.DataFrame]]] = {name: [[] for _ in way] for name, way in ways.items()}
-        full = [Lineage(shop, shop.task.update_schedule, seed) for seed in seeds]
-        frames |= {"full retrain": [[] for _ in full], "most bought": [[]]}
-        rivals_cpu: dict[str, float] = {}
-        for step in steps:
-            for one in full:
-                same = next((other for other in here if other.seed == one.seed), None)
-                if step is steps[0] and same is not None:
-                    one.adopt(same)
-                else:
-                    one.begin(shop.before(step.number))
-            for name, lineages in {**ways, "full retrain": full}.items():
-                for place, lineage in enumerate(lineages):
-                    frames[name][place].append(answered(step, lineage.learner))
-            frames["most bought"][0].append(baseline_scores(shop, step))
-            for name, (answers, fresh, cpu) in rival_answers(shop, step).items():
-                frames.setdefault(name, [[]])[0].append(judged(step, answers, fresh))
-                rivals_cpu[name] = rivals_cpu.get(name, 0.0) + cpu
-            for name, lineages in ways.items():
-                for lineage in lineages if name != "never updated" else ():
-                    lineage.update(step.number)
-            say(f"online retail, week {step.number}: ours {frames['ours'][0][-1]['recall'].mean():.3f}")
-        pooled = {name: [pd.concat(one) for one in runs] for name, runs in frames.items()}
-        learnt = [step.number for step in steps[:-1]]  # the steps that a full retrain learnt too
-        cost = {
-            "ours": float(np.mean([mean_learning(one, learnt, compilation) for one in here])),
-            "new data only": mean_learning(ways["new data only"][0], learnt, compilation),
-            "full retrain": float(np.mean([mean_learning(one, learnt, compilation) for one in full])),
-            **{name: cpu / len(steps) for name, cpu in rivals_cpu.items()},
-        }
-        forgotten = forgetting(shop, here, steps[-1].number)
-        lessons = {
-            "ours": float(np.mean([one.costs[number].lesson for one in here for number in learnt])),
-            "full retrain": float(np.mean([one.costs[number].lesson for one in full for number in learnt])),
-        }
-    table = {name: summary(runs) | {"cpu_s_per_step": cost.get(name, 0.0)} for name, runs in pooled.items()}
-    ours_mean, full_mean = mean_of(pooled["ours"], "recall"), mean_of(pooled["full retrain"], "recall")
-    figures = {
-        "online_retail.recall_at_20": ours_mean,
-        "online_retail.ndcg_at_20": mean_of(pooled["ours"], "ndcg"),
-        "online_retail.new_to_user_vs_item_knn":
-            mean_of(pooled["ours"], "fresh_recall") / mean_of(pooled["item-kNN"], "fresh_recall"),
-        "online_retail.quality_vs_full": ours_mean / full_mean,
-        "online_retail.cost_vs_full": cost["ours"] / cost["full retrain"],
-        "forgetting.vs_full": forgotten["ratio"],
-    }
-    by_week = {name: by_step(runs) for name, runs in pooled.items()}
-    served = ours[0]
-    return figures, {
-        "online_retail": table, "online_retail_by_week": by_week, "forgetting": forgotten,
-        "online_retail_served": {
-            "decisions": served.decisions, "whole_job_cpu_s": served.job_cpu_s, "compilation_cpu_s": compilation,
-            "recall": mean_of(pooled["ours"][:1], "recall"),
-            "lesson_cpu_s": lessons,
-        },
-    }
+        figures, tables, ours = side_by_side(shop, seeds)
+        forgotten = forgetting(shop, ours, shop.steps_from(0)[-1])
+    return {**figures, "forgetting.vs_full": forgotten["ratio"]}, {**tables, "forgetting": forgotten}
+
+
+def own(file: str, data: Path | None, seeds: Sequence[int]) -> Part:
+    """The same ways on a log of one's own, which a mapping or a protocol file describes."""
+    with landed(file, seeds[0], data=data) as shop:
+        figures, tables, _ = side_by_side(shop, seeds)
+        learnt = shop.protocol
+    print(f"\n{as_text(tables[learnt.name])}\n")
+    return figures, tables | {"protocol": {
+        "log": learnt.data.name, "from": learnt.origin.isoformat(), "step_days": learnt.step_days,
+        "judged_steps": [learnt.first_test_step, learnt.last_test_step],
+    }}
 
 
 def daily(seeds: Sequence[int]) -> Part:
@@ -322,15 +282,17 @@ PARTS: Mapping[str, Callable[[Sequence[int]], Part]] = {
 
 
 @contextmanager
-def landed(name: str, seed: int, days: int | None = None) -> Iterator[ShopLog]:
+def landed(name: str, seed: int, days: int | None = None, data: Path | None = None) -> Iterator[ShopLog]:
     """The data set's log in a lake (kept for other parts below EVERGREEN_BENCH_HOME), with a registry of its own."""
     with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
-        home = Path(os.environ.get("EVERGREEN_BENCH_HOME", folder)) / (name if days is None else f"{name}-{days}d")
+        protocol = Protocol.read(name, data)
+        kept = protocol.name if days is None else f"{protocol.name}-{days}d"
+        home = Path(os.environ.get("EVERGREEN_BENCH_HOME", folder)) / kept
         if not (home / "versions.json").is_file():
-            say(f"{name}: landing the log")
+            say(f"{protocol.name}: landing the log")
         for table in ("decisions", "quality"):  # of an earlier run: they belong to its registry, which is gone
             shutil.rmtree(home / "lake" / table, ignore_errors=True)
-        shop = ShopLog.land(Protocol.read(name), home, seed, days=days)
+        shop = ShopLog.land(protocol, home, seed, days=days)
         yield replace(shop, settings=replace(shop.settings, tracking_uri=f"sqlite:///{folder}/mlflow.db"))
 
 
@@ -349,67 +311,6 @@ def replace_task(shop: ShopLog, task: Any) -> ShopLog:
     return other
 
 
-def judged_steps(shop: ShopLog, first: int) -> list[Step]:
-    """The steps from `first` on, to be foreseen."""
-    known = shop.items_before(first) if first in shop.versions else shop.items_before(shop.steps_from(first)[0])
-    return [Step.of(shop, number, known) for number in shop.steps_from(first)]
-
-
-def answered(step: Step, learner: Any, *, fresh: bool = True) -> pd.DataFrame:
-    """What a model foresees of a step."""
-    answers = learner.answers(step.examples)
-    return judged(step, answers, learner.answers(step.examples, new_only=True) if fresh else None)
-
-
-def recall(step: Step, lineage: Lineage) -> float:
-    """A lineage's recall@20 on a step."""
-    return float(judged(step, lineage.learner.answers(step.examples))["recall"].mean())
-
-
-def baseline_scores(shop: ShopLog, step: Step) -> pd.DataFrame:
-    """The gate's plain baseline; it knows what was popular until the day before each basket."""
-    frame = shop.task.baseline(shop.tables(step.number), step.examples).frame
-    return pd.DataFrame({
-        "step": step.number, "unit": frame["unit"], "unseen": step.unseen, "recall": frame["recall@20"],
-        "ndcg": frame["ndcg@20"], "mrr": frame["mrr@20"], "fresh_recall": np.nan,
-    })
-
-
-def mean_learning(lineage: Lineage, steps: Sequence[int], compilation: float) -> float:
-    """CPU-seconds of growth and training, less those of compiling, mean over those of the steps that it learnt."""
-    costs = [lineage.costs[number] for number in steps if number in lineage.costs]
-    return float(np.mean([one.learning - compilation * one.compiled for one in costs]))
-
-
-def mean_of(runs: Sequence[pd.DataFrame], metric: str) -> float:
-    """The mean over examples, mean over runs."""
-    return float(np.mean([one[metric].mean() for one in runs]))
-
-
-def summary(runs: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    """Means over examples and runs; the interval is a bootstrap over users of the first run (users weigh alike)."""
-    first = runs[0]
-    _, low, high = interval(first["recall"].to_numpy(), first["unit"].to_numpy(), seed=0)
-    metrics = [
-        name for name in ("recall", "ndcg", "mrr", "fresh_recall") if name in first and first[name].notna().any()
-    ]
-    return {name: mean_of(runs, name) for name in metrics} | {
-        "recall_by_seed": [float(one["recall"].mean()) for one in runs], "user_interval": [low, high],
-        "examples": [len(one) for one in runs],
-    }
-
-
-def by_step(runs: Sequence[pd.DataFrame]) -> dict[str, float]:
-    """Recall by step, mean over runs."""
-    means = [one.groupby("step")["recall"].mean() for one in runs]
-    return {str(number): float(value) for number, value in (sum(means) / len(means)).items()}
-
-
-def say(line: str) -> None:
-    """Progress for people, with the time."""
-    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
-
-
 @cache
 def commit_of_code() -> str:
     """The commit that is checked out when it is first asked for."""
@@ -417,12 +318,15 @@ def commit_of_code() -> str:
     return asked.stdout.strip()
 
 
-def write(figures: Figures, tables: Mapping[str, Any], part: str, seeds: Sequence[int], seconds: float) -> None:
+def write(
+    figures: Figures, tables: Mapping[str, Any], part: str, seeds: Sequence[int], seconds: float,
+    results: Path = RESULTS,
+) -> None:
     """Puts a part's figures into the results, beside those of the other parts."""
-    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"figures": {}, "tables": {}, "parts": {}}
+    result = json.loads(results.read_text()) if results.exists() else {"figures": {}, "tables": {}, "parts": {}}
     commit = commit_of_code()
     result |= {"commit": commit, "seeds": list(SEEDS), "machine": f"{os.cpu_count()} x {platform.machine()}"}
-    result["protocol"] = {
+    result["protocol"] = tables.get("protocol") or {
         "online_retail": "protocols/online_retail.toml", "diginetica": "protocols/diginetica.toml",
         "joint_steps": list(JOINT_STEPS), "diginetica_share_of_sessions": SESSIONS_SHARE,
         "cost": "CPU-seconds of growth and training in a warm process; lessons, scoring and compilation are apart",
@@ -433,23 +337,40 @@ def write(figures: Figures, tables: Mapping[str, Any], part: str, seeds: Sequenc
     }
     result["figures"] = dict(sorted({**result["figures"], **figures}.items()))
     result["tables"] = {**result["tables"], **tables}
-    RESULTS.parent.mkdir(exist_ok=True)
-    unfinished = RESULTS.with_suffix(".tmp")
+    results.parent.mkdir(exist_ok=True)
+    unfinished = results.with_suffix(".tmp")
     unfinished.write_text(json.dumps(result, indent=1, default=float) + "\n")
-    os.replace(unfinished, RESULTS)
+    os.replace(unfinished, results)
 
 
 def main() -> None:
     """Runs the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure (default: all)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "parts", nargs="*", type=_part,
+        help=f"what to measure, of {', '.join(PARTS)} (default: all), or a log of one's own by its mapping (.toml)",
+    )
+    parser.add_argument("--data", type=Path, metavar="PATH", help="that log")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     chosen = parser.parse_args()
     for part in chosen.parts or list(PARTS):
         started = time.monotonic()
-        figures, tables = PARTS[part](chosen.seeds)
-        write(figures, tables, part, chosen.seeds, time.monotonic() - started)
-        say(json.dumps(figures))
+        known = part in PARTS
+        results = RESULTS if known else Path(part).with_suffix(".results.json")
+        try:
+            figures, tables = PARTS[part](chosen.seeds) if known else own(part, chosen.data, chosen.seeds)
+        except (ProtocolError, SourceError) as error:
+            parser.error(str(error))
+        write(figures, tables, Path(part).stem, chosen.seeds, time.monotonic() - started, results)
+        say(f"{json.dumps(figures)} in {results}")
+
+
+def _part(word: str) -> str:
+    if word not in PARTS and not word.endswith(".toml"):
+        raise argparse.ArgumentTypeError(
+            f"{word!r} must be one of {', '.join(PARTS)}, or the mapping of a log of one's own (myshop.toml)"
+        )
+    return word
 
 
 if __name__ == "__main__":

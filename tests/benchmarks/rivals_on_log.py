@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.tasks.recommend_examples import target_types
 from tests.benchmarks.lineage import Step
 from tests.benchmarks.rivals import als, item_knn, sequence
 from tests.benchmarks.rivals.exchange import TESTS, TRAIN
@@ -24,7 +25,7 @@ def rival_answers(shop: ShopLog, step: Step) -> Mapping[str, tuple[np.ndarray, n
     train = _baskets(tables.arrow("events", ["user_id", "event_time", "item_id"]))
     tests = _tests(shop, step)
     catalogue = pc.unique(pc.list_flatten(train["items"])).to_pylist()
-    alpha = als.BASKETS_ALPHA if shop.protocol.name == "online_retail" else als.CLICKS_ALPHA
+    alpha = als.BASKETS_ALPHA if target_types(shop.tables(step.number)) == ("purchase",) else als.CLICKS_ALPHA
     answers = {}
     for name, rank in (
         ("item-kNN", lambda **more: item_knn.rank(train, tests, catalogue, 0, **more)),

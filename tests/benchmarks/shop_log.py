@@ -1,18 +1,20 @@
 """A shop's past log in a real lake, step by step: what the learning benchmark learns from.
 
 A data set is one file in `protocols/`: how to read it (SQL and a mapping as for `make run`), how long a step is and
-which steps are predicted. Every step is landed and ingested by Evergreen's own code; the table versions after it are
-remembered, so that any number of lineages can learn the same log in the same order.
+which steps are predicted; or the mapping alone, with which `make run` replays a log. Every step is landed and ingested
+by Evergreen's own code; the table versions after it are remembered, so that any number of lineages can learn the same
+log in the same order.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +39,15 @@ PROTOCOLS = Path(__file__).with_name("protocols")
 DATA = REPOSITORY.parent / "shared" / "data"
 
 
+# A log of half a year is learnt by the week, as Online Retail is, a shorter one by the day. Its last fifth is
+# predicted, ten steps at most: each of them costs a full retrain a seed.
+_WEEKLY_FROM_DAYS, _TESTED_SHARE, _MOST_TESTED = 26 * 7, 0.2, 10
+
+
+class ProtocolError(ValueError):
+    """A data set cannot be measured as described; the message names the file, the rule and what is there."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """One data set and how it is learnt.
@@ -48,7 +59,7 @@ class Protocol:
         step_days: length of a step.
         first_step: the steps before it are loaded in one piece.
         first_test_step, last_test_step: the steps that are predicted, both included.
-        prepare: DuckDB's SQL that reads the log; `{data}` is its path.
+        prepare: DuckDB's SQL that reads the log; `{data}` is its path. Empty: the mapping reads it as it is.
         mapping: the mapping of the columns that `prepare` gives.
     """
 
@@ -64,12 +75,58 @@ class Protocol:
 
     @classmethod
     def read(cls, name: str, data: Path | None = None) -> Protocol:
-        """The protocol in `protocols/<name>.toml`; `data` in place of the shared file."""
-        text = tomllib.loads((PROTOCOLS / f"{name}.toml").read_text())
-        path = data or DATA / text["data"]
+        """The protocol in `protocols/<name>.toml`, or in a file of one's own; `data` in place of the log that it names.
+
+        Raises:
+            ProtocolError: no such file, no log, or a file that is neither a protocol nor a mapping.
+        """
+        own = name.endswith(".toml")
+        path = Path(name) if own else PROTOCOLS / f"{name}.toml"
         if not path.is_file():
-            raise FileNotFoundError(f"The data set {name!r} must lie at {path}; it does not. Lay it there.")
-        return cls(**{**text, "data": path, "origin": datetime.fromisoformat(text["origin"])})
+            raise ProtocolError(f"A data set is described by a file, and {path} is none.")
+        text = tomllib.loads(path.read_text())
+        log = data or ((path.parent if own else DATA) / text["data"] if "data" in text else None)
+        if log is None:
+            raise ProtocolError(f"{path} names no log: say which by DATA=log.csv (--data).")
+        if not log.is_file():
+            raise ProtocolError(f"The log of {path.stem!r} must lie at {log}; it does not. Lay it there.")
+        if "prepare" not in text:
+            return cls._of_mapping(path, log)
+        wanted, there = {one.name for one in fields(cls)}, {*text, "data"}
+        if wanted != there:
+            raise ProtocolError(
+                f"{path} must have {', '.join(sorted(wanted))}; missing: {', '.join(sorted(wanted - there)) or 'none'}"
+                f"; not known: {', '.join(sorted(there - wanted)) or 'none'}."
+            )
+        return cls(**{**text, "data": log, "origin": datetime.fromisoformat(text["origin"])})
+
+    @classmethod
+    def _of_mapping(cls, path: Path, log: Path) -> Protocol:
+        """How a log that is described by its columns alone is learnt: by its length."""
+        text = {key: value for key, value in tomllib.loads(path.read_text()).items() if key != "data"}
+        source = MappedLog(mapping_of(text, path), str(log))
+        origin = source.first.replace(hour=0)
+        days = (source.last - origin) / timedelta(days=1)
+        step_days = 7 if days >= _WEEKLY_FROM_DAYS else 1
+        steps = math.ceil(days / step_days)
+        if steps < 3:
+            raise ProtocolError(
+                f"{log} must span three days at least: one to learn, two to foresee, of which one is learnt; it has "
+                f"{steps}."
+            )
+        tested = min(max(int(steps * _TESTED_SHARE), 2), _MOST_TESTED)
+        first = steps - tested
+        return cls(path.stem, log, origin, step_days, first, first, steps - 1, "", text)
+
+    def source(self, home: Path) -> MappedLog:
+        """The log as a source; what `prepare` makes of it is put into `home`."""
+        mapping = mapping_of(dict(self.mapping), PROTOCOLS / f"{self.name}.toml")
+        if not self.prepare:
+            return MappedLog(mapping, str(self.data))
+        prepared = home / "log.parquet"
+        sql = self.prepare.format(data=self.data)
+        duckdb.execute(f"SET TimeZone = 'UTC'; COPY ({sql}) TO '{prepared}' (FORMAT parquet)")
+        return MappedLog(mapping, str(prepared))
 
     def step_of(self, time: datetime) -> int:
         """The step in which a time lies."""
@@ -100,10 +157,7 @@ class ShopLog:
         hold later steps already, so that an earlier one would be noted at a version that knows them.
         """
         home.mkdir(parents=True, exist_ok=True)
-        log, noted = home / "log.parquet", home / "versions.json"
-        sql = protocol.prepare.format(data=protocol.data)
-        duckdb.execute(f"SET TimeZone = 'UTC'; COPY ({sql}) TO '{log}' (FORMAT parquet)")
-        source = MappedLog(mapping_of(dict(protocol.mapping), PROTOCOLS / f"{protocol.name}.toml"), str(log))
+        noted, source = home / "versions.json", protocol.source(home)
         settings = _settings(home, seed, encoder, source.absent_columns)
         if noted.is_file():
             return cls(protocol, settings, {int(step): one for step, one in json.loads(noted.read_text()).items()})
