@@ -198,9 +198,10 @@ def test_it_reads_what_came_and_asks_for_labels_of_what_has_none() -> None:
     assert one.read(came.set_column(4, "gone", pa.array([True] * len(came)))) == {}
 
 
-def test_methods_that_it_does_not_have_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"no ewc; received"):
-        learner().use(Methods(ewc=1.0), examples([0]))
+@pytest.mark.parametrize("name", ["ewc", "history_mask", "copy_pace"])
+def test_methods_that_it_does_not_have_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"no {name}; received"):
+        learner().use(Methods(**{name: 0.5}), examples([0]))  # type: ignore[arg-type]
 
 
 def test_answers_follow_their_messages() -> None:

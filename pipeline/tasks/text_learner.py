@@ -148,11 +148,11 @@ class TextLearner:
         """
         others = (
             "ewc", "adversarial_radius", "ensemble", "text_crop", "text_mask", "text_synonym", "title_queries",
-            "lora_rank",
+            "lora_rank", "history_mask", "history_crop", "copy_pace",
         )
-        lacking = [name for name in others if getattr(methods, name)]
+        lacking = [name for name in others if getattr(methods, name) != getattr(Methods, name)]
         if lacking:
-            raise ValueError(f"A text classifier has no {', '.join(lacking)}; received {methods}. Leave them 0.")
+            raise ValueError(f"A text classifier has no {', '.join(lacking)}; received {methods}. Leave them out.")
         self._methods = methods
         self._trainer.use(StepMethods(
             distillation=methods.distillation, l2_pull=methods.l2_pull, optimizer=methods.optimizer,
