@@ -129,9 +129,9 @@ class Mask:
         Another customer's id that is no address and no number is not known to be one, and stays.
         """
         for value in own:
-            if len(value) >= _SHORTEST_FREE_ID:
-                written = "|".join(map(re.escape, {value, json.dumps(value)[1:-1]}))
-                alone = rf"(?<![A-Za-z0-9])(?:{written})(?![A-Za-z0-9])"
+            written = {value, json.dumps(value)[1:-1]} if len(value) >= _SHORTEST_FREE_ID else ()
+            if any(one in raw for one in written):  # a pattern of each id's own costs 0.2 ms, and few texts have one
+                alone = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, written))})(?![A-Za-z0-9])"
                 raw = re.sub(alone, self.value(_unescaped(value)), raw)
         return _PHONE.sub(PHONE, _ADDRESS.sub(E_MAIL, raw))
 
