@@ -319,9 +319,11 @@ def best(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     values = np.take_along_axis(logits, columns, axis=1)
     order = np.lexsort((columns, -values), axis=1)
     columns, values = np.take_along_axis(columns, order, axis=1), np.take_along_axis(values, order, axis=1)
+    columns = np.where(np.isneginf(values), -1, columns)
+    if k == k_there:  # np.pad costs as much where it adds nothing
+        return columns, values
     missing = ((0, 0), (0, k - k_there))
-    columns = np.pad(np.where(np.isneginf(values), -1, columns), missing, constant_values=-1)
-    return columns, np.pad(values, missing, constant_values=-np.inf)
+    return np.pad(columns, missing, constant_values=-1), np.pad(values, missing, constant_values=-np.inf)
 
 
 def _largest(logits: np.ndarray, k: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from mlflow.pyfunc import PythonModel
 
 PARAMETERS: Mapping[str, Any] = {"k": 20, "exclude_history": False}
 _COLUMNS = ("history", "history_days", "query", "item_id")
+_ANSWERED = pd.Index(["item_ids", "scores"])  # made of text for each answer it costs four times the frame
 _HISTORY_ITEMS = 256  # as many as the model has learnt from
 _MOST_AT_ONCE = 512  # histories of a batch: beyond, a catalogue of 200 to 100,000 items gains nothing
 _MOST_LOGITS = 16_000_000  # 64 MB
@@ -88,7 +89,7 @@ class RecommenderService:
         table = np.empty((len(answers), 2), object)  # one block: a frame from two lists costs five times as much
         for place, answered in enumerate(answers):
             table[place, 0], table[place, 1] = answered
-        return pd.DataFrame(table, index=requests.index, columns=["item_ids", "scores"], copy=False)
+        return pd.DataFrame(table, index=requests.index, columns=_ANSWERED.view(), copy=False)
 
     def reasons(self, row: Mapping[str, Any], answered: Sequence[str]) -> list[dict[str, Any]]:
         """Why some items were answered to a row that recommends or searches.
