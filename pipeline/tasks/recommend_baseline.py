@@ -73,10 +73,17 @@ class _Popular:
     def __init__(self, items: Sequence[str]) -> None:
         self.first = items[:_SPARE_PLACES]
         self._places = {item: number for number, item in enumerate(items)}
+        self._of_catalogue: np.ndarray | None = None
 
     def place(self, item: str) -> int:
         """0 for the most popular; those not chosen in these days share the last place."""
         return self._places.get(item, len(self._places))
+
+    def places(self, catalogue: np.ndarray) -> np.ndarray:
+        """[items] int, the places of a catalogue's items; looked up once, for whichever catalogue asks first."""
+        if self._of_catalogue is None:
+            self._of_catalogue = np.array([self.place(item) for item in catalogue], np.int64)
+        return self._of_catalogue
 
 
 class _Popularity:
@@ -105,17 +112,18 @@ class _Search:
     """TF-IDF over the catalogue's texts; equal matches in order of popularity."""
 
     def __init__(self, catalogue: pa.Table) -> None:
-        self._items = catalogue["item_id"].to_pylist()
+        self._items = np.array(catalogue["item_id"].to_pylist(), object)
         self._texts = [text or "" for text in catalogue["text"].to_pylist()]
         self._matrix = None
 
     def answer(self, query: str, popular: _Popular) -> list[str]:
         if self._matrix is None and not self._fit():
             return list(popular.first[:DEEP])
-        match = (self._matrix @ self._vectorizer.transform([query]).T).toarray().ravel()
-        found = [number for number in np.argsort(-match, kind="stable")[: 5 * DEEP] if match[number] > 0]
-        found.sort(key=lambda number: (-round(match[number], 6), popular.place(self._items[number])))
-        return list(dict.fromkeys([*(self._items[number] for number in found), *popular.first]))[:DEEP]
+        matches = (self._matrix @ self._vectorizer.transform([query]).T).tocoo()
+        nearest = np.lexsort((matches.row, -matches.data))[: 5 * DEEP]
+        found, match = matches.row[nearest], np.round(matches.data[nearest], 6)
+        found = found[np.lexsort((popular.places(self._items)[found], -match))]
+        return list(dict.fromkeys([*self._items[found], *popular.first]))[:DEEP]
 
     def _fit(self) -> bool:
         from sklearn.feature_extraction.text import TfidfVectorizer
