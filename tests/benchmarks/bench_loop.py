@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pipeline.registry import open_registry
 from pipeline.settings import REPOSITORY
@@ -85,25 +86,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (default: all)")
     chosen = parser.parse_args().parts or list(parts)
-    figures: dict[str, float] = {}
-    load = os.getloadavg()[0]
     for name in chosen:
         print(f"measuring {name}", flush=True)
-        figures |= parts[name]()
+        load = os.getloadavg()[0]
+        result = _with(name, parts[name](), load)
+    print(json.dumps(result["figures"], indent=2))
+
+
+def _with(part: str, figures: dict[str, float], load: float) -> dict[str, Any]:
+    """Puts a part's figures into the results, beside those of the other parts; each names its own commit."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     ).stdout.strip()
-    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"figures": {}}
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"figures": {}, "parts": {}}
+    measured = {
+        "commit": commit, "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": os.cpu_count(), "load_before": round(load, 2),
+    }
     result = {
-        "commit": commit, "measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "seed": 0,
-        "machine": {"cores": os.cpu_count(), "load_before": round(load, 2)},
+        "commit": commit, "seed": 0, "parts": {**held["parts"], part: measured},
         "protocol": "make bench-loop; each vs_... is a ratio of two times taken in the same run",
         "figures": {**held["figures"], **{name: round(value, 4) for name, value in figures.items()}},
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
-    print(json.dumps(result["figures"], indent=2))
+    return result
 
 
 def _timed_run() -> float:
