@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from .contacts import without_contacts
 from .text_features import Ngrams, hashed_ngrams
 
 SCALE = 16.0  # the network's
@@ -81,6 +82,10 @@ class CompactTextClassifier:
     def heads(self) -> tuple[str, ...]:
         """What is told, the main thing first."""
         return tuple(self.classes)
+
+    def as_learnt(self, texts: Sequence[str]) -> list[str]:
+        """Messages as customers write them, as they were learnt: without addresses and numbers (contacts.py)."""
+        return [without_contacts(text) for text in texts]
 
     def probabilities(self, vectors: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Head -> calibrated probabilities [n, classes] float64 of texts with these vectors [n, dimension]."""

@@ -68,6 +68,7 @@ class TextService:
         for text in texts:
             if not isinstance(text, str):
                 raise RequestRefused("text", "text", text, "Leave messages without words out.")
+        texts = self._classifier.as_learnt(texts)
         vectors = self._text_encoder().embed(texts)
         chances = self._classifier.probabilities(vectors, texts)
         columns: dict[str, list[Any]] = {}

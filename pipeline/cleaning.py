@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.masking import MAY_TELL, Mask
+from models.contacts import MAY_TELL
+from pipeline.masking import Mask
 from pipeline.picking import picked
 from pipeline.schema import Feed
 

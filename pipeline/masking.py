@@ -17,11 +17,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.contacts import without_contacts
+
 _HEX_DIGITS = 32
 _PIECE_IDS = 10_000  # DuckDB hashes the pieces of a table on all cores; this many take a core 10 ms
 _BLOCK_BYTES = 64  # SHA-256's block: HMAC pads its key to it
-E_MAIL = "[e-mail]"
-PHONE = "[phone]"
 
 # Shorter ids than this are not looked for in running text, where "5" is a quantity far more often than a customer;
 # under a key that names a person they are masked at any length.
@@ -30,26 +30,11 @@ _SHORTEST_FREE_ID = 4
 PERSON_NAME = re.compile(
     r"(?i)^\W*(user|customer|client|visitor|member|account|session|shopper|buyer|login|phone|mobile|e?-?mail)"
 )
-# Each of these looks at a character a bounded number of times: 64 KiB without a space took 25 s before.
+# It looks at a character a bounded number of times: 64 KiB without a space took 25 s before.
 _PERSON_VALUE = re.compile(
     r"""(?ix) ((?: user|customer|client|visitor|member|account|session|shopper|buyer|login|phone|mobile|e-?mail )
     [\w.-]{0,32} ["']? \s{0,8} [:=] \s{0,8}) ( "(?:[^"\\]|\\.)*"? | '[^']*'? | [^\s,;}\]&]+ )"""
 )
-_ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)++")
-# Written by people, so only what is hardly anything else is taken: a date, a price, a size and a barcode (8, 12 to 14
-# digits) stay. A ten-digit ISBN that begins with 0 and has no hyphens goes.
-_PHONE = re.compile(
-    r"""(?x) (?<![A-Za-z0-9_-]) (?<!\d[.,]) (?:
-    (?:\+|00) [1-9] (?:[ ()./-]{0,3}\d){6,14}        # +49 (0)30 1234567
-    | \( 0?\d{2,5} \) [ /-]{0,2} \d(?:[ -]?\d){4,9}  # (555) 123-4567
-    | 0\d{2,4} [ /-]{1,3} \d(?:[ -]?\d){4,9}         # 0151 2345678, 030/1234567
-    | 0[1-9] (?:[ .-]\d{2}){4}                       # 06 12 34 56 78
-    | 0\d{9,10} | 1[3-9]\d{9}                        # in one piece; Chinese mobiles
-    | [2-9]\d{2} [.-] [2-9]\d{2} [.-] \d{4}          # 555-234-5678
-    ) (?![A-Za-z0-9_])"""
-)
-# What a text must have for any of it to be found, in RE2's words: most texts need no second look.
-MAY_TELL = r"@|[0-9][0-9 ()./-]{5,}[0-9]"
 _FEW_IDS = 32  # each is looked for by itself; the ids of a whole window are not
 _CELL = re.compile(r"""[^",;\t{}\[\]:\r\n]+""")
 _WORD = re.compile(r"\w(?:[\w.@+-]*\w)?")
@@ -133,7 +118,7 @@ class Mask:
             if any(one in raw for one in written):  # a pattern of each id's own costs 0.2 ms, and few texts have one
                 alone = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, written))})(?![A-Za-z0-9])"
                 raw = re.sub(alone, self.value(_unescaped(value)), raw)
-        return _PHONE.sub(PHONE, _ADDRESS.sub(E_MAIL, raw))
+        return without_contacts(raw)
 
 
 def _unescaped(value: str) -> str:

@@ -93,6 +93,9 @@ def test_a_champion_from_the_registry_tells_intent_and_answers_what_was_approved
     assert told["intent_confidence"].between(0.2, 1.0).all()
     assert told["reason"].str.contains("held-out messages").all()
     assert told["hand_over"].dtype == bool
+    ways = ["My parcel is late, write to ann@mail.example", "My parcel is late, write to [e-mail]"]  # raw; as ingested
+    raw, learnt = model.predict(pd.DataFrame({"text": ways})).drop(columns="reason").to_dict("records")
+    assert raw == learnt
     example = model.predict(model.input_example)
     assert list(example.columns) == model.metadata.signature.outputs.input_names()
 
