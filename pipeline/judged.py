@@ -104,7 +104,8 @@ def publish_quality(lake: Lake, registry: Registry, task_name: str, version: int
         rows = json.loads((folder / "quality.json").read_text())
     parent = registry.tags(task_name, version)["evergreen.parent"]
     if parent:
-        rows = _first_scores(lake, task_name, registry.children(task_name, int(parent)), rows)
+        siblings = [child.number for child in registry.children(task_name, int(parent))]
+        rows = _first_scores(lake, task_name, siblings, rows)
     lake.append("quality", as_table([
         {**row, "model_version": version if row["role"] == "challenger" else row["model_version"]} for row in rows
     ], task_name, version))

@@ -60,7 +60,8 @@ def publish(lake: Lake, registry: Registry, task_name: str, version: int) -> Non
         for table in missing:
             rows = pq.read_table(folder / f"{table}{_ENDING}")
             if table == "readings" and tags["evergreen.parent"]:
-                rows = _news(rows, lake, task_name, registry.children(task_name, int(tags["evergreen.parent"])))
+                siblings = registry.children(task_name, int(tags["evergreen.parent"]))
+                rows = _news(rows, lake, task_name, [one.number for one in siblings])
             if not len(rows):
                 continue
             lake.append(table, pa.table({

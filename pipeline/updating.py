@@ -196,21 +196,22 @@ class _Job:
 
     def registered(self, champion: int, newest: int, start: int) -> dict[str, Any] | None:
         """The outcome of this very update if a killed run had registered it already."""
-        for version in self.registry.children(self.name, champion):
-            ledger, table = _ledger(self.registry, self.name, version), self.task.table
+        for child in self.registry.children(self.name, champion):
+            ledger, table = Ledger.of_tags(child.tags), self.task.table
             if (ledger.versions[table], ledger.learnt_from[table]) == (newest, start):
-                return self._taken_up(version)
+                return self._taken_up(child.number)
         return None
 
     def unfinished_retrain(
         self, champion: int | None, versions: Mapping[str, int], days: int | None
     ) -> dict[str, Any] | None:
         """The outcome of this very retrain if a killed run had registered it, and nobody acted on it yet."""
-        for version in reversed(self.registry.children(self.name, None)):
-            tags = self.registry.tags(self.name, version)
+        for child in reversed(self.registry.children(self.name, None)):
+            tags = child.tags
             same = (tags["evergreen.compared_with"], tags["evergreen.days"]) == (_text(champion), _text(days))
-            if same and dict(_ledger(self.registry, self.name, version).versions) == dict(versions):
-                return None if self.registry.decided(self.name, version) else self._taken_up(version)
+            if same and dict(Ledger.of_tags(tags).versions) == dict(versions):
+                decided = self.registry.decided(self.name, child.number)
+                return None if decided else self._taken_up(child.number)
         return None
 
     def _taken_up(self, version: int) -> dict[str, Any]:
@@ -389,11 +390,9 @@ def _attempts(
     A version that was decided on but neither serves nor was refused has been rolled back since; one that was
     not decided on was left by a killed process, and is taken up by the update and promoted.
     """
-    children = {version: _ledger(registry, task_name, version) for version in registry.children(task_name, champion)}
-    rejected = [
-        ledger for version, ledger in children.items()
-        if registry.tags(task_name, version)["evergreen.decision"] == "reject"
-    ]
+    entries = registry.children(task_name, champion)
+    children = {child.number: Ledger.of_tags(child.tags) for child in entries}
+    rejected = [children[child.number] for child in entries if child.tags["evergreen.decision"] == "reject"]
     start = _start(learnt, rejected, table)
     same = [
         version for version, ledger in children.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,20 +104,25 @@ class Versions(SharedParts):
 
     def entries(self, task: str) -> list[Entry]:
         """All versions with their tags, oldest first, in few calls however many they are."""
-        found = [
-            Entry(int(held.version), datetime.fromtimestamp(held.creation_timestamp / 1000, UTC), self._tags_of(held))
-            for held in self._search(task)
-        ]
-        return sorted(found, key=lambda entry: entry.number)
+        return self._entries(self._search(task))
 
     def versions(self, task: str) -> list[int]:
         """All versions, oldest first."""
         return sorted(int(version.version) for version in self._search(task))
 
-    def children(self, task: str, parent: int | None) -> list[int]:
-        """The versions that were trained from `parent` (None: from the base), oldest first."""
-        found = self._search(task, f"tags.`evergreen.parent` = '{'' if parent is None else parent}'")
-        return sorted(int(version.version) for version in found)
+    def children(self, task: str, parent: int | None) -> list[Entry]:
+        """The versions that were trained from `parent` (None: from the base), oldest first, in few calls as `entries`.
+
+        A champion that is held for days has one an hour, and each that was asked for by itself took 10 ms.
+        """
+        return self._entries(self._search(task, f"tags.`evergreen.parent` = '{'' if parent is None else parent}'"))
+
+    def _entries(self, found: Iterable[ModelVersion]) -> list[Entry]:
+        entries = [
+            Entry(int(held.version), datetime.fromtimestamp(held.creation_timestamp / 1000, UTC), self._tags_of(held))
+            for held in found
+        ]
+        return sorted(entries, key=lambda entry: entry.number)
 
     def load_checkpoint(self, task: str, version: int, into: Path) -> Path:
         """Copies a version's checkpoint below `into`; returns its folder.

@@ -223,8 +223,10 @@ def test_long_tags_are_kept_whole(registry: Registry, home: Path) -> None:
 def test_children_are_found_by_their_parent(registry: Registry) -> None:
     for parent in (1, 1, 2, None, 1, 11):
         light(registry, parent=parent)
-    assert registry.children(TASK, 1) == [1, 2, 5]
-    assert registry.children(TASK, None) == [4]
+    children = registry.children(TASK, 1)
+    assert [child.number for child in children] == [1, 2, 5]
+    assert all(dict(child.tags) == registry.tags(TASK, child.number) for child in children)
+    assert [child.number for child in registry.children(TASK, None)] == [4]
     assert registry.children("unknown", 1) == [] and registry.champion("unknown") is None
 
 
