@@ -38,9 +38,9 @@ class Snapshot:
     _held: dict[tuple[str, ...], tuple[set[Any], pa.Table]] = field(default_factory=dict, repr=False, compare=False)
 
     def dataset(self, table: str) -> ds.Dataset:
-        """`Lake.days` at this snapshot's version, opened once."""
+        """`Lake.dataset` at this snapshot's version, opened once."""
         if table not in self._datasets:
-            self._datasets[table] = self.lake.days(table, self.versions[table])
+            self._datasets[table] = self.lake.dataset(table, self.versions[table])
         return self._datasets[table]
 
     def arrow(

@@ -77,6 +77,10 @@ class Tables:
     def dataset(self, table: str, version: int | None = None) -> ds.Dataset:
         """`table` at `version` (newest if None) as an Arrow dataset; an empty one at version -1.
 
+        Of a table by days it knows the day of each file and no other of its statistics. Opening it so costs a
+        hundredth: of 300 daily files deltalake's dataset takes 0.85 CPU-seconds, this 0.01 (two cores). Filters that
+        are not by day are answered from the files' own footers.
+
         Raises:
             LakeError: the table has no such version.
         """
@@ -84,7 +88,7 @@ class Tables:
         if version == -1:
             return empty
         try:
-            return self._open(table, version).to_pyarrow_dataset(filesystem=tree_at(self._uri(table)))
+            opened = self._open(table, version)
         except TableNotFoundError:
             if version is None:
                 return empty
@@ -93,21 +97,10 @@ class Tables:
             raise LakeError(
                 f"Table {table!r} must have version {version}; it has up to {self.version(table)}."
             ) from error
-
-    def days(self, table: str, version: int) -> ds.Dataset:
-        """`dataset` of a table by days, which knows the day of each file and no other of its statistics.
-
-        Opening the table so costs a hundredth: of 300 daily files deltalake's dataset takes 0.85 CPU-seconds, this 0.01
-        (two cores). Filters that are not by day are answered from the files' own footers.
-        """
-        if version == -1 or "landed_date" not in schema_of(table).names:
-            return self.dataset(table, version)
-        try:
-            opened = self._open(table, version)
-        except DeltaError:
-            return self.dataset(table, version)  # which says why
-        tree, form = tree_at(self._uri(table)), ds.ParquetFileFormat()
-        files = pa.table(opened.get_add_actions(flatten=True))
+        tree = tree_at(self._uri(table))
+        if "landed_date" not in schema_of(table).names:
+            return opened.to_pyarrow_dataset(filesystem=tree)
+        form, files = ds.ParquetFileFormat(), pa.table(opened.get_add_actions(flatten=True))
         fragments = [
             form.make_fragment(path, filesystem=tree, partition_expression=ds.field("landed_date") == day)
             for path, day in zip(files["path"].to_pylist(), files["partition.landed_date"], strict=True)
