@@ -33,7 +33,13 @@ PERSON_NAME = re.compile(
 # It looks at a character a bounded number of times: 64 KiB without a space took 25 s before.
 _PERSON_VALUE = re.compile(
     r"""(?ix) ((?: user|customer|client|visitor|member|account|session|shopper|buyer|login|phone|mobile|e-?mail )
-    [\w.-]{0,32} ["']? \s{0,8} [:=] \s{0,8}) ( "(?:[^"\\]|\\.)*"? | '[^']*'? | [^\s,;}\]&]+ )"""
+    [\w.-]{0,32} \\{0,4} ["']? \s{0,8} [:=] \s{0,8})
+    ( [\[{] | \\{1,4}"(?:[^"\\]|\\{1,4}[^"\\])*+(?:\\{1,4}")? | "(?:[^"\\]|\\.)*"? | '[^']*'? | [^\s,;}\]&]+ )"""
+)
+# What stands inside brackets: a string, also of JSON inside a JSON string, a bare value, a bracket; and a key's colon.
+_TOKEN = re.compile(
+    r"""(?x) (?> \\{1,4}"(?:[^"\\]|\\{1,4}[^"\\])*+(?:\\{1,4}")? | "(?:[^"\\]|\\.)*"? | '[^']*'?
+    | [^\s,:{}\[\]"'\\]+ | [{}\[\]] ) (\s{0,8} :)?"""
 )
 _FEW_IDS = 32  # each is looked for by itself; the ids of a whole window are not
 _CELL = re.compile(r"""[^",;\t{}\[\]:\r\n]+""")
@@ -83,19 +89,10 @@ class Mask:
         """`raw` with whatever tells a person masked.
 
         That is: values under a key that names a person (`"user_id": …`, also in a line that is cut in the
-        middle), the `known` ids as a cell or a word, e-mail addresses and phone numbers.
+        middle; of an object or a list all that it holds), the `known` ids as a cell or a word, e-mail addresses and
+        phone numbers.
         """
-        found: set[str] = set()
-
-        def under_key(match: re.Match[str]) -> str:
-            quoted = match[2]
-            value = quoted.strip("\"'")
-            if not value or value == "null":
-                return match[0]
-            found.add(value)
-            return match[1] + quoted.replace(value, self.value(_unescaped(value)))
-
-        masked = _PERSON_VALUE.sub(under_key, raw)
+        masked, found = self._under_keys(raw)
 
         def free(match: re.Match[str]) -> str:
             value = match[0].strip()
@@ -108,6 +105,32 @@ class Mask:
         few = [ids for ids in (known, found) if len(ids) <= _FEW_IDS]
         return self.free_text(masked, frozenset().union(*few))
 
+    def _under_keys(self, raw: str) -> tuple[str, set[str]]:
+        """`raw` with the values under keys that name a person masked, and these values."""
+        found: set[str] = set()
+
+        def hashed(written: str) -> str:
+            value = written.strip("\"'\\")
+            if not value or value == "null":
+                return written
+            found.add(value)
+            return written.replace(value, self.value(_unescaped(value)))
+
+        def inside(token: re.Match[str]) -> str:
+            return token[0] if token[1] or token[0] in "[]{}" else hashed(token[0])
+
+        parts, at = [], 0
+        while (match := _PERSON_VALUE.search(raw, at)) is not None:
+            begin, end = match.span(2)
+            parts.append(raw[at:begin])
+            if match[2] in "[{":
+                end = _closed_at(raw, begin)
+                parts.append(_TOKEN.sub(inside, raw[begin:end]))
+            else:
+                parts.append(hashed(match[2]))
+            at = end
+        return "".join([*parts, raw[at:]]), found
+
     def free_text(self, raw: str, own: frozenset[str] | set[str] = frozenset()) -> str:
         """What a customer wrote, with `own` ids, e-mail addresses and phone numbers masked.
 
@@ -119,6 +142,16 @@ class Mask:
                 alone = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, written))})(?![A-Za-z0-9])"
                 raw = re.sub(alone, self.value(_unescaped(value)), raw)
         return without_contacts(raw)
+
+
+def _closed_at(raw: str, begin: int) -> int:
+    """Where the object or list that opens at `begin` has been closed; of one that is cut, the end of the text."""
+    depth = 0
+    for token in _TOKEN.finditer(raw, begin):
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if depth == 0:
+            return token.end()
+    return len(raw)
 
 
 def _unescaped(value: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -147,6 +148,23 @@ def test_raw_text_is_kept_without_what_tells_a_person(raw: str, left: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("raw", "left"),
+    [
+        ('{"user": {"id": "K-7", "name": "Ann"}, "quantity": 2}', '{"user": {"id": "#", "name": "#"}, "quantity": 2}'),
+        ('{"user": {"seen": [7, null], "at": {"a": "}\\"]"}}, "b": 7}',
+         '{"user": {"seen": [#, null], "at": {"a": "#"}}, "b": 7}'),
+        ('{"user_ids": ["K-7", "Ann"], "quantity": 2}', '{"user_ids": ["#", "#"], "quantity": 2}'),
+        ('{"payload": "{\\"user_id\\": \\"K-7\\", \\"b\\": 1}"}',
+         '{"payload": "{\\"user_id\\": \\"#\\", \\"b\\": 1}"}'),
+        ('{"payload": "{\\"user\\": {\\"id\\": \\"K-7\\"}}"}', '{"payload": "{\\"user\\": {\\"id\\": \\"#\\"}}"}'),
+        ('{"quantity": 2, "customer": {"id": "K-7", "name": "An', '{"quantity": 2, "customer": {"id": "#", "name": "#'),
+    ],
+)
+def test_of_a_person_who_is_an_object_a_list_or_json_inside_json_nothing_is_kept(raw: str, left: str) -> None:
+    assert re.sub("[0-9a-f]{32}", "#", Mask(KEY).text(raw)) == left
+
+
+@pytest.mark.parametrize(
     ("written", "kept"),
     [
         ("call +49 (0)30 1234567 or 0151 23456789.", "call [phone] or [phone]."),
@@ -257,6 +275,9 @@ def test_no_row_is_no_fault() -> None:
 
 
 @pytest.mark.timeout(20)  # a blink where the patterns are linear, minutes where one is not
-@pytest.mark.parametrize("text", ["x" * 65536, "user" * 16384, "user:" * 13000, "a@" * 32768, "user " + " " * 65000])
+@pytest.mark.parametrize("text", [
+    "x" * 65536, "user" * 16384, "user:" * 13000, "a@" * 32768, "user " + " " * 65000, "user:{" * 10000,
+    'user:\\"' * 9000, "user:[" + "\\" * 65000, 'user:{"' + '\\"' * 30000, "user:[" * 10000 + "]" * 9000,
+])
 def test_hostile_text_is_masked_in_linear_time(text: str) -> None:
     assert len(Mask(KEY).text(text)) > 0
