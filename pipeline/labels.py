@@ -6,7 +6,8 @@
 Each update names the messages that its task is least sure of (table `labels_wanted`). What comes in is kept in
 the table `labels`, which nothing rewrites, and put into the messages at once: to an update a label is a row that
 changed, so the next one learns it. Ingest puts it on again when an hour is backfilled, because landing files do not
-know it. A label is checked by the rules of `expectations/messages.json`, like everything that lands.
+know it. A label is checked by the rules of `expectations/messages.json`, and e-mail addresses and numbers in it are
+masked, as in everything that lands.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.lake import Lake, open_lake
+from pipeline.masking import without_contacts
 from pipeline.schema import LABELS_SCHEMA, MESSAGES
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.tables import text_field
@@ -114,7 +116,9 @@ def take_in(lake: Lake, lines: Sequence[Mapping[str, str]], labelled_at: datetim
     for number, line in given:
         if line.get("kind") not in KINDS:
             raise LabelRefused(number, f"kind is one of {', '.join(KINDS)}", str(line.get("kind")))
-    said = [(str(line["message_id"]), str(line["kind"]), str(line["value"]).strip()) for _, line in given]
+    said = [
+        (str(line["message_id"]), str(line["kind"]), without_contacts(str(line["value"]).strip())) for _, line in given
+    ]
     values: dict[str, dict[str, str | None]] = {kind: {} for kind in KINDS}
     for message, kind, value in said:
         values[kind][message] = value

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from pipeline import labels
-from pipeline.settings import read_settings
+from pipeline.ingest import ingest
+from pipeline.lake import Lake, open_lake
+from pipeline.settings import Settings, read_settings
+from tests.landed import WINDOW, json_lines, put, settings_of
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -52,3 +58,26 @@ def test_messages_of_a_task_that_is_not_there_are_not_exported(file: Path, capsy
     assert labels.main(["export", str(file), "--task", "suport"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "A task is one of" in said and "received 'suport'" in said and not file.exists()
+
+
+def messages_of(settings: Settings, *users: str) -> Lake:
+    """A lake with a message of each user: m0, m1, …"""
+    rows = [
+        {"message_id": f"m{number}", "message_time": "2026-01-05T13:10:00Z", "user_id": user, "text": "Where is it?"}
+        for number, user in enumerate(users)
+    ]
+    put(Path(settings.landing), "m.jsonl", json_lines(*rows), feed="messages")
+    ingest([WINDOW], settings, report=lambda line: None, feeds=["messages"])
+    return open_lake(settings)
+
+
+def answered(message: str, answer: str) -> dict[str, str]:
+    return {"message_id": message, "kind": "answer", "value": answer}
+
+
+def test_an_answer_that_people_give_is_masked_like_one_that_landed(tmp_path: Path) -> None:
+    lake = messages_of(settings_of(tmp_path), "ann")
+    told = "We wrote to ann@mail.example, called 0151 2345678 and paid to DE89 3704 0044 0532 0130 00."
+    labels.take_in(lake, [answered("m0", told)], NOW, "me")
+    kept = "We wrote to [e-mail], called [phone] and paid to [iban]."
+    assert lake.arrow("messages")["answer"].to_pylist() == lake.arrow("labels")["value"].to_pylist() == [kept]
