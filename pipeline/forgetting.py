@@ -1,10 +1,10 @@
 """From a shell: a user or an item is forgotten, in the lake at once and for good, in the models step by step.
 
-`python -m pipeline.forgetting --help`. The rows leave the tables of every feed, and a user's profile goes with them;
-ingest refuses them from then on (quarantine: `deleted_on_request`), so that a backfill brings nothing back. An item
-leaves the models' tables with the next update. What weights have learnt from a user's rows cannot be taken out of them:
-the versions that may have learnt from them are named, and the watch asks for a full retrain, whose model is the first
-without them.
+`python -m pipeline.forgetting --help`. The rows leave the tables of every feed; a user's profile goes with them, and so
+does what people have said of a user's messages. Ingest refuses them from then on (quarantine: `deleted_on_request`), so
+that a backfill brings nothing back. An item leaves the models' tables with the next update. What weights have learnt
+from a user's rows cannot be taken out of them: the versions that may have learnt from them are named, and the watch
+asks for a full retrain, whose model is the first without them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pipeline.lake import Lake, open_lake
 from pipeline.locking import LockNotTaken
 from pipeline.masking import Mask
 from pipeline.registry_errors import RegistryError, VersionMissing
-from pipeline.schema import DELETIONS_SCHEMA, FEEDS
+from pipeline.schema import DELETIONS_SCHEMA, FEEDS, MESSAGES
 from pipeline.settings import Settings, SettingsError, read_settings
-from pipeline.tables import LakeError, text_field
+from pipeline.tables import LakeError, sql_text, text_field
 from pipeline.tasks.catalogue import entry
 
 if TYPE_CHECKING:
@@ -105,11 +105,24 @@ def forget(kind: str, identifier: str, settings: Settings, asked_at: datetime, w
             "first_window": pc.min(rows["landed_window"]).as_py(), "version_before": lake.version(feed.name),
             "who": who,
         }], schema=DELETIONS_SCHEMA))
+        if feed is MESSAGES:  # before them, for they say whose a label is: a killed call is made again
+            _delete_labels(lake, known)
         lake.delete(feed, column, known)
         deleted += len(rows)
     if kind == "user":
         lake.drop("user_profiles", column, known)  # last: an update of the profiles asks the log of deletions first
     return deleted
+
+
+def _delete_labels(lake: Lake, user: str) -> None:
+    """Deletes what people have said of a user's messages: an answer may name whom it is written to."""
+    tables = [name for name in (MESSAGES.name, f"duplicates_{MESSAGES.name}") if lake.version(name) >= 0]
+    of_user = text_field("user_id") == user
+    theirs = [lake.arrow(name, columns=[MESSAGES.key], filter=of_user)[MESSAGES.key].to_pylist() for name in tables]
+    labelled = text_field(MESSAGES.key).isin(pa.array(sorted({one for ids in theirs for one in ids}), pa.string()))
+    found = pc.unique(lake.arrow("labels", columns=[MESSAGES.key], filter=labelled)[MESSAGES.key]).to_pylist()
+    if found:
+        lake.remove("labels", f"{MESSAGES.key} IN ({', '.join(map(sql_text, found))})")
 
 
 def masked(user: str, settings: Settings, lake: Lake) -> str:

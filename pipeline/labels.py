@@ -4,10 +4,10 @@
     python -m pipeline.labels import wanted.csv
 
 Each update names the messages that its task is least sure of (table `labels_wanted`). What comes in is kept in
-the table `labels`, which nothing rewrites, and put into the messages at once: to an update a label is a row that
-changed, so the next one learns it. Ingest puts it on again when an hour is backfilled, because landing files do not
-know it. A label is checked by the rules of `expectations/messages.json`, and e-mail addresses and numbers in it are
-masked, as in everything that lands.
+the table `labels`, which only a deletion on request rewrites, and put into the messages at once: to an update a
+label is a row that changed, so the next one learns it. Ingest puts it on again when an hour is backfilled, because
+landing files do not know it. A label is checked by the rules of `expectations/messages.json`, and e-mail addresses
+and numbers in it are masked, as in everything that lands.
 """
 
 from __future__ import annotations

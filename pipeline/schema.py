@@ -254,7 +254,7 @@ DELETIONS_SCHEMA = pa.schema(  # append-only: who and what had to be forgotten; 
     ]
 )
 
-LABELS_SCHEMA = pa.schema(  # append-only: what people said of messages after they came; the newest of a kind counts
+LABELS_SCHEMA = pa.schema(  # what people said of messages after they came, each time a row; the newest of a kind counts
     [
         pa.field("message_id", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),  # the column of messages that it fills: label sentiment answer

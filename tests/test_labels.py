@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import labels
+from pipeline.forgetting import forget
 from pipeline.ingest import ingest
 from pipeline.lake import Lake, open_lake
 from pipeline.settings import Settings, read_settings
@@ -81,3 +82,23 @@ def test_an_answer_that_people_give_is_masked_like_one_that_landed(tmp_path: Pat
     labels.take_in(lake, [answered("m0", told)], NOW, "me")
     kept = "We wrote to [e-mail], called [phone] and paid to [iban]."
     assert lake.arrow("messages")["answer"].to_pylist() == lake.arrow("labels")["value"].to_pylist() == [kept]
+
+
+def test_what_people_have_said_of_a_forgotten_users_messages_is_forgotten_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path)
+    lake = messages_of(settings, "ann", "bob")
+    labels.take_in(lake, [answered("m0", "Dear Ann, it's there."), answered("m1", "Dear Bob.")], NOW, "me")
+
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Lake, "delete", killed)
+        forget("user", "ann", settings, NOW, "me")
+    for deleted in (1, 0):
+        assert forget("user", "ann", settings, NOW, "me") == deleted
+        assert [row["value"] for row in lake.arrow("labels").to_pylist()] == ["Dear Bob."]
+    ingest([WINDOW], settings, report=lambda line: None, feeds=["messages"])
+    assert lake.arrow("messages")["answer"].to_pylist() == ["Dear Bob."]
