@@ -7,6 +7,7 @@ nothing for as long, and a traceback then.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,16 +32,15 @@ def a_person_waits(tracking_uri: str) -> Iterator[None]:
     except Exception as error:  # MLflow's, whose import takes a second
         if type(error).__module__ != "mlflow.exceptions":
             raise
-        shown = _without_password(tracking_uri)
+        shown = without_passwords(tracking_uri)
         if "failed with exception" in str(error):  # mlflow.utils.rest_utils, of a request without an answer
             raise RegistryError(
                 f"EVERGREEN_MLFLOW must be the address of a registry that answers; {shown} does not. "
                 "Start it (make up), or correct the address."
             ) from error
-        raise RegistryError(f"The registry at {shown} refused: {str(error).replace(tracking_uri, shown)}") from error
+        raise RegistryError(f"The registry at {shown} refused: {without_passwords(str(error))}") from error
 
 
-def _without_password(address: str) -> str:
-    scheme, mark, rest = address.partition("://")
-    place, slash, path = rest.partition("/")
-    return scheme + mark + place.rpartition("@")[2] + slash + path
+def without_passwords(text: str) -> str:
+    """A text, such as an error of MLflow's, without the names and passwords of the addresses in it."""
+    return re.sub(r"(?<=://)[^\s/]*@", "", text)

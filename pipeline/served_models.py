@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from pipeline.asking import without_passwords
 from pipeline.mlflow_models import RETIRED
 from pipeline.registry import Registry, open_registry
 from pipeline.registry_errors import PREFIX
@@ -150,8 +151,9 @@ class ServedModels:
                     self._look(task)
                     self.errors.pop(task, None)
                 except Exception as error:
-                    self.errors[task] = f"{type(error).__name__}: {error}"
-                    _log.warning("evergreen-%s: the registry or a new version did not answer: %s", task, error)
+                    said = without_passwords(str(error))  # /health/ready tells it to whoever asks, without a key
+                    self.errors[task] = f"{type(error).__name__}: {said}"
+                    _log.warning("evergreen-%s: the registry or a new version did not answer: %s", task, said)
                     if task not in self._champions:
                         self._from_disk(task)
 
@@ -173,7 +175,8 @@ class ServedModels:
         try:
             self._look_back(registry, task, nearest)
         except Exception as error:  # the page alone shows it: the champion serves all the same
-            _log.warning("evergreen-%s: the older version to compare with did not load: %s", task, error)
+            said = without_passwords(str(error))
+            _log.warning("evergreen-%s: the older version to compare with did not load: %s", task, said)
         self._tidy(task)
 
     def _look_back(self, registry: Registry, task: str, nearest: Sequence[int]) -> None:

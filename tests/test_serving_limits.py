@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     models = ServedModels(settings, tmp_path / "serving", ["demand"])
     models._champions["demand"] = ServedModel("demand", 1, None, Counting(), datetime.now(UTC))
     return TestClient(create_app(settings, (), models))  # without its start: it asks no registry
+
+
+def test_whoever_asks_whether_the_server_is_ready_is_not_told_the_registrys_password(
+    counting: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(counting.app.state.settings, tracking_uri="http://ana:planted-password@127.0.0.1:9")
+    models = ServedModels(settings, settings.home / "serving", ["demand"])
+    models.look()
+    answer = TestClient(create_app(settings, (ApiKey("shop", "read", "k" * 20),), models)).get("/health/ready")
+    assert answer.status_code == 503 and "http://127.0.0.1:9" in answer.json()["errors"]["demand"]
+    assert "planted-password" not in answer.text + caplog.text
 
 
 @pytest.mark.parametrize(("k", "status"), [
