@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pipeline.asking import without_passwords
 from pipeline.locking import locks_of
 from pipeline.settings import Settings
 
@@ -73,7 +74,8 @@ def _change(settings: Settings, condition: str, event: str, text: str, at: datet
         if is_open == (event == "raised"):
             return False
         when = datetime.now(UTC) if at is None else at
-        line = {"at": when.isoformat(), "event": event, "condition": condition, "text": text}
+        said = without_passwords(text)  # of a failed run it is the error, which may name an address with its password
+        line = {"at": when.isoformat(), "event": event, "condition": condition, "text": said}
         _write(settings, line)
     if settings.alert_url:
         _post(settings.alert_url, line)

@@ -75,6 +75,17 @@ def test_the_webhook_gets_each_change_once(tmp_path: Path, received: tuple[str, 
     assert [(one["event"], one["text"]) for one in taken] == [("raised", "seven hours"), ("settled", "")]
 
 
+def test_what_a_failed_run_says_loses_the_password_of_an_address(
+    tmp_path: Path, received: tuple[str, list[dict]]
+) -> None:
+    url, taken = received
+    settings = settings_of(tmp_path, url)
+    raise_alert(settings, "failed-watch", "watch: request to https://ana:planted@mlflow.shop:1/api failed → ann@shop")
+    said = "watch: request to https://mlflow.shop:1/api failed → ann@shop"
+    assert [one["text"] for one in taken] == [one["text"] for one in open_alerts(settings)] == [said]
+    assert "planted" not in (settings.reports / "alerts.jsonl").read_text()
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "https://hooks.example:port/x", "https://hooks.example/x\n"])
 def test_a_webhook_that_does_not_answer_or_is_no_address_fails_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str
