@@ -32,7 +32,7 @@ from pydantic import TypeAdapter
 
 from pipeline.installation_place import HIGHEST_PORT
 from pipeline.served_models import NoModel, ServedModel, ServedModels
-from pipeline.serving_limits import KeyedLimit, SizeLimit
+from pipeline.serving_limits import KeyedLimit, SizeLimit, names_this_machine
 from pipeline.serving_metrics import Measured, ServingMetrics
 from pipeline.serving_page import page
 from pipeline.serving_profile import profile_question
@@ -153,6 +153,11 @@ def _allowed(keys: Sequence[ApiKey], limit: KeyedLimit) -> Callable[[str], Calla
                 if role not in _ROLES[found[0].role]:
                     raise HTTPException(403, f"This needs a key of the role {role}; yours is {found[0].role}.")
                 name = found[0].name
+            elif not names_this_machine(request.headers.get("host", "")):
+                raise HTTPException(
+                    403, "A server without keys is asked by its own machine's address, http://127.0.0.1 or localhost; "
+                    "Host was another. Ask there, or set EVERGREEN_API_KEYS.",
+                )
             wait = limit.wait_seconds(name) if keys else 0.0  # whoever needs no key is on this machine
             if wait > 0:
                 raise HTTPException(

@@ -1,13 +1,31 @@
-"""What protects the reference server: a size for each request, a rate for each key."""
+"""What protects the reference server: a size for each request, a rate for each key, and its name where it has none."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 Scope = dict[str, Any]
+
+
+def names_this_machine(host: str) -> bool:
+    """Whether a request's `Host` is a loopback address or a name without a dot, such as localhost.
+
+    A page of another site can have its own name lead to 127.0.0.1 (DNS rebinding), and the browser lets it read what is
+    answered there; such a name has a dot, and it stands in `Host`.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # an unpaired bracket
+        return False
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return "." not in name
 
 
 class KeyedLimit:

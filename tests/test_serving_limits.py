@@ -65,6 +65,26 @@ def test_whoever_asks_whether_the_server_is_ready_is_not_told_the_registrys_pass
     assert "planted-password" not in answer.text + caplog.text
 
 
+@pytest.mark.parametrize(("host", "status"), [
+    ("127.0.0.1:8088", 200), ("localhost:8088", 200), ("[::1]:8088", 200), ("127.0.0.9", 200), ("LOCALHOST", 200),
+    ("rebound.example:8088", 403), ("localhost.rebound.example", 403), ("10.0.0.7:8088", 403), ("[rebound", 403),
+    ("[::ffff:10.0.0.7]", 403), ("x@rebound.example", 403),
+])
+def test_a_page_whose_name_was_led_to_this_machine_is_not_answered_without_a_key(
+    counting: TestClient, host: str, status: int
+) -> None:
+    asked = counting.post("/v1/models/demand", json={"rows": [{}]}, headers={"Host": host})
+    assert asked.status_code == status, asked.text
+    assert status == 200 or "EVERGREEN_API_KEYS" in asked.json()["detail"]
+
+
+def test_a_server_with_keys_is_asked_by_any_name(counting: TestClient) -> None:
+    settings, models = counting.app.state.settings, counting.app.state.models
+    client = TestClient(create_app(settings, (ApiKey("shop", "read", "k" * 20),), models))
+    told = {"Host": "models.shop.example", "X-API-Key": "k" * 20}
+    assert client.post("/v1/models/demand", json={"rows": [{}]}, headers=told).status_code == 200
+
+
 @pytest.mark.parametrize(("k", "status"), [
     ("200", 200), ('"200"', 200), ("true", 200), ("201", 422), ('"201"', 422), ("200.5", 422), ("1" + "0" * 400, 422),
     ("Infinity", 422), ("1e999", 422), ("-1e999", 400), ("NaN", 400), ('"many"', 400),
