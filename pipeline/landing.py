@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pa_fs
 
-from pipeline.masking import Mask, distinct_ids
+from pipeline.masking import Mask, distinct_ids, without_contacts
 from pipeline.picking import picked
 from pipeline.readers import Reader
 from pipeline.schema import QUARANTINE_SCHEMA, TIME, Feed
@@ -229,9 +229,8 @@ def land(feed: Feed, windows: Sequence[Window], root: str) -> Landed:
     warnings: dict[Window, list[str]] = {}
     for number, names in sorted(gathered.extra.items()):
         file = files[number]
-        warnings.setdefault(file.window, []).append(
-            f"{file.name} has columns that are not used: {', '.join(names[:20])}"
-        )
+        said = f"{file.name} has columns that are not used: {', '.join(names[:20])}"
+        warnings.setdefault(file.window, []).append(without_contacts(said))  # of an object by person, keys tell them
     return Landed(
         rows=_placed(rows, files),
         refused=_placed(gathered.refusals.table(), files),

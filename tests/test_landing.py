@@ -230,6 +230,12 @@ def test_a_column_that_no_feed_has_is_left_out_and_named(tmp_path: Path, ending:
     assert landed.warnings[WINDOW] == (f"2026-01-05/13/a.{ending} has columns that are not used: colour",)
 
 
+def test_a_column_that_is_a_customers_address_is_not_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", json_lines(event(1, **{"ann@mail.example": 1}), event(2, **{"+49 30 5557120": 1})))
+    said = "2026-01-05/13/a.jsonl has columns that are not used: [e-mail], [phone]"
+    assert read(tmp_path).warnings == {WINDOW: (said,)}
+
+
 @pytest.mark.parametrize("ending", WRITERS)
 def test_a_file_without_a_required_column_is_refused_row_by_row_with_near_names(tmp_path: Path, ending: str) -> None:
     rows = [event(n, event_time=None, event_tme="2026-01-05T13:10:00Z") for n in (1, 2)]
