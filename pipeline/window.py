@@ -81,6 +81,10 @@ def windows_between(start: datetime, end: datetime) -> Iterator[Window]:
         window = Window(window.end)
 
 
+# Fifty years are more than a shop has; the hours up to a mistyped year 9999 alone would fill a machine's memory.
+_LONGEST = timedelta(days=18_263)
+
+
 def windows_of(
     first: str | None, until: str | None, interval_start: datetime | None, run_after: datetime
 ) -> tuple[Window, ...]:
@@ -93,7 +97,7 @@ def windows_of(
         run_after: when the run was made.
 
     Raises:
-        ValueError: `until` without `first`, or not after it.
+        ValueError: `until` without `first`, not after it, or so far after it that a year was mistyped.
     """
     if first is None:
         if until is not None:
@@ -103,4 +107,9 @@ def windows_of(
     end = Window.parse(until) if until else Window(begin.end)
     if end <= begin:
         raise ValueError(f"`until` must lie after `window`; received {begin} and {end}.")
+    if end.start - begin.start > _LONGEST:
+        raise ValueError(
+            f"`until` must lie at most {_LONGEST.days:,} days after `window`; received {begin} and {end}. Is the year "
+            "right? More history is loaded in several runs."
+        )
     return tuple(windows_between(begin.start, end.start))

@@ -50,3 +50,9 @@ def test_a_named_window_wins_and_until_is_exclusive() -> None:
 def test_a_range_without_beginning_or_hours_is_refused(first: str | None, until: str) -> None:
     with pytest.raises(ValueError, match="until"):
         windows_of(first, until, None, NINE)
+
+
+def test_a_mistyped_year_is_refused_before_its_hours_are_counted() -> None:
+    with pytest.raises(ValueError, match=r"`until` must lie at most .* and 9999-11-14T09:00Z"):
+        windows_of("2011-11-14T09:00Z", "9999-11-14T09:00Z", None, NINE)
+    assert len(windows_of("1970-01-01T00:00Z", "2020-01-01T00:00Z", None, NINE)) == 18_262 * 24
