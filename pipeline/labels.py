@@ -25,8 +25,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from models.contacts import without_contacts
 from pipeline.lake import Lake, open_lake
-from pipeline.masking import without_contacts
 from pipeline.schema import LABELS_SCHEMA, MESSAGES
 from pipeline.settings import Settings, SettingsError, read_settings
 from pipeline.tables import text_field

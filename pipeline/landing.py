@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pa_fs
 
-from pipeline.masking import Mask, distinct_ids, without_contacts
+from models.contacts import without_contacts
+from pipeline.masking import Mask, distinct_ids
 from pipeline.picking import picked
 from pipeline.readers import Reader
 from pipeline.schema import QUARANTINE_SCHEMA, TIME, Feed
