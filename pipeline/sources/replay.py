@@ -1,7 +1,7 @@
 """Replays a shop's past log as that shop would have landed it: window by window, dirt and all.
 
-The log is read once, all values as text, in the file's order; DuckDB maps its columns and sorts its rows into
-windows. Values are not judged here (that is the door's work): a quantity of "two" lands as "two", and a row
+The log is read once, all values as text, in the file's order (`log_text.py`); DuckDB maps its columns and sorts its
+rows into windows. Values are not judged here (that is the door's work): a quantity of "two" lands as "two", and a row
 without a readable time lands in the window of the row before it.
 """
 
@@ -18,9 +18,11 @@ from urllib.parse import urlsplit
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.sources import SourceError
 from pipeline.sources.files import json_lines, json_lines_bytes, write_file
+from pipeline.sources.log_text import BROKEN, PLACE, literal, quoted, read_as_text
 from pipeline.sources.mapping import ColumnMapping, TypeRule
 from pipeline.window import HOUR, Window
 
@@ -37,15 +39,6 @@ _EVENT_COLUMNS = (
     "query",
     "basket_id",
 )
-_SUFFIXES = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".txt": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-}
 _DOWNLOAD_SECONDS = 60  # without a byte; a slow mirror still sends some
 
 
@@ -102,10 +95,11 @@ class MappedLog:
         path = _local_path(self._data, self._cache)
         connection = duckdb.connect()
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("raw", _read_as_text(connection, path, self.mapping))
+        connection.register("raw", read_as_text(connection, path, self.mapping))
         try:
             connection.execute(
-                f"CREATE TABLE mapped AS SELECT place, {_event_sql(self.mapping, connection)} FROM raw"
+                f"CREATE TABLE mapped AS SELECT {quoted(PLACE)} AS place, {quoted(BROKEN)} AS broken, "
+                f"{_event_sql(self.mapping, connection)} FROM raw"
             )
         except duckdb.Error as error:
             raise SourceError(
@@ -138,8 +132,9 @@ class MappedLog:
     def _events(self) -> tuple[pa.ChunkedArray, np.ndarray]:
         """All events as JSON lines, in order of window and file, and the hour (since 1970) of each."""
         columns = ", ".join(_EVENT_COLUMNS)
-        table = self._connection.sql(f"SELECT hour, {columns} FROM log ORDER BY hour, place").to_arrow_table()
-        return self._lines(table)
+        table = self._connection.sql(f"SELECT hour, broken, {columns} FROM log ORDER BY hour, place").to_arrow_table()
+        lines, hours = self._lines(table.drop_columns("broken"))
+        return pc.coalesce(table["broken"], lines), hours
 
     @cached_property
     def _items(self) -> tuple[pa.ChunkedArray, np.ndarray]:
@@ -163,57 +158,13 @@ class MappedLog:
         return json_lines(text.cast(pa.schema([(name, pa.string()) for name in named]))), hours
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _read_as_text(connection: duckdb.DuckDBPyConnection, path: Path, mapping: ColumnMapping) -> pa.Table:
-    """The log's rows in the file's order, all columns as text, and `place`, counted from 0."""
-    file = _literal(str(path))
-    readers = {
-        "csv": f"read_csv({file}, all_varchar=true, header=true, null_padding=true, strict_mode=false)",
-        "jsonl": f"read_json({file}, format='newline_delimited', sample_size=-1, ignore_errors=true)",
-        "parquet": f"read_parquet({file})",
-    }
-    try:
-        relation = connection.sql(f"SELECT * FROM {readers[_format(path, mapping)]}")
-        names = relation.columns
-        mapping.check_against(names, f"the log {path}")
-        as_text = ", ".join(f"CAST({_quoted(name)} AS VARCHAR) AS {_quoted(name)}" for name in names)
-        table = connection.sql(f"SELECT {as_text} FROM relation").to_arrow_table()
-    except duckdb.Error as error:
-        raise SourceError(
-            f"The log {path} cannot be read as {_format(path, mapping)}: {error}. "
-            "Check the file, or set `format` in the mapping."
-        ) from error
-    if "place" in names:
-        raise SourceError(f"The log {path} has a column named 'place', which the replay uses. Rename it.")
-    return table.append_column("place", pa.array(np.arange(len(table))))
-
-
-def _format(path: Path, mapping: ColumnMapping) -> str:
-    if mapping.format:
-        return mapping.format
-    for suffix in reversed(path.suffixes):
-        if suffix.lower() in _SUFFIXES:
-            return _SUFFIXES[suffix.lower()]
-    raise SourceError(
-        f"The format of {path.name!r} cannot be told from its name (.csv, .jsonl, .parquet, also .gz, .zst). "
-        "Set `format` in the mapping."
-    )
-
-
 def _event_sql(mapping: ColumnMapping, connection: duckdb.DuckDBPyConnection) -> str:
     """The select list that turns raw columns into event and item columns and the moment."""
-    names = [name for name in connection.table("raw").columns if name != "place"]
-    chosen = {key: _quoted(column) for key, column in mapping.columns.items()}
+    names = [name for name in connection.table("raw").columns if name not in (PLACE, BROKEN)]
+    chosen = {key: quoted(column) for key, column in mapping.columns.items()}
     # the whole row decides the id, so that an exact copy of a row is the same event
     whole = (
-        "md5(concat_ws(chr(31), " + ", ".join(f"coalesce({_quoted(name)}, chr(30))" for name in names) + "))"
+        "md5(concat_ws(chr(31), " + ", ".join(f"coalesce({quoted(name)}, chr(30))" for name in names) + "))"
     )
     user = chosen.get("user", chosen.get("session", "NULL"))
     moment = _moment_sql(mapping)
@@ -221,7 +172,7 @@ def _event_sql(mapping: ColumnMapping, connection: duckdb.DuckDBPyConnection) ->
     parts = {
         "event_id": chosen.get("event_id", whole),
         "event_type": _type_sql(mapping),
-        "event_time": f"coalesce({iso}, {_quoted(mapping.time_column)})",
+        "event_time": f"coalesce({iso}, {quoted(mapping.time_column)})",
         "user_id": user,
         "session_id": chosen.get("session", "NULL"),
         "item_id": chosen["item"],
@@ -243,34 +194,34 @@ def _moment_sql(mapping: ColumnMapping) -> str:
 
 
 def _time_sql(mapping: ColumnMapping) -> str:
-    column = _quoted(mapping.time_column)
+    column = quoted(mapping.time_column)
     if mapping.time_unit_seconds:
         microseconds = f"round(TRY_CAST({column} AS DOUBLE) * {mapping.time_unit_seconds * 1e6})"
         step = f"to_microseconds(CAST({microseconds} AS BIGINT))"
-        return f"TRY(CAST({_literal(mapping.time_origin)} AS TIMESTAMPTZ) + {step})"
+        return f"TRY(CAST({literal(mapping.time_origin)} AS TIMESTAMPTZ) + {step})"
     naive = [f"TRY_CAST({column} AS TIMESTAMP)"]
-    naive += [f"try_strptime({column}, {_literal(text)})" for text in mapping.time_formats]
+    naive += [f"try_strptime({column}, {literal(text)})" for text in mapping.time_formats]
     zoned = rf"regexp_matches({column}, ':\d\d.*([zZ]|[+-]\d\d(:?\d\d)?)\s*$')"
     return (
         f"(CASE WHEN {zoned} THEN TRY_CAST({column} AS TIMESTAMPTZ) "
-        f"ELSE timezone({_literal(mapping.zone)}, coalesce({', '.join(naive)})) END)"
+        f"ELSE timezone({literal(mapping.zone)}, coalesce({', '.join(naive)})) END)"
     )
 
 
 def _rule_sql(rule: TypeRule) -> str:
-    column = _quoted(rule.column)
+    column = quoted(rule.column)
     if rule.starts_with is not None:
-        return f"coalesce(starts_with({column}, {_literal(rule.starts_with)}), false)"
-    return f"coalesce({column} = {_literal(rule.equals or '')}, false)"
+        return f"coalesce(starts_with({column}, {literal(rule.starts_with)}), false)"
+    return f"coalesce({column} = {literal(rule.equals or '')}, false)"
 
 
 def _type_sql(mapping: ColumnMapping) -> str:
-    cases = [f"WHEN {_rule_sql(rule)} THEN {_literal(rule.type)}" for rule in mapping.type_rules]
-    other = "NULL" if mapping.default_type is None else _literal(mapping.default_type)
+    cases = [f"WHEN {_rule_sql(rule)} THEN {literal(rule.type)}" for rule in mapping.type_rules]
+    other = "NULL" if mapping.default_type is None else literal(mapping.default_type)
     if mapping.type_column:
-        column = _quoted(mapping.type_column)
+        column = quoted(mapping.type_column)
         cases += [
-            f"WHEN {column} = {_literal(value)} THEN {_literal(kind)}"
+            f"WHEN {column} = {literal(value)} THEN {literal(kind)}"
             for value, kind in mapping.type_values.items()
         ]
         other = f"coalesce({column}, {other})"
