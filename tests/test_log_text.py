@@ -168,3 +168,21 @@ def test_a_column_that_the_log_has_twice_is_refused_where_the_mapping_names_it(t
         landed(tmp_path, f"who,sku,sku,name,paid,at\nu,a,b,Lamp,1,{AT}\n")
     events, _ = landed(tmp_path, f"who,sku,name,paid,at,Place,,place,x,x\nu,a,Lamp,1,{AT},Rome,1,2,3,4\n")
     assert ids(events) == [("u", "a")]
+
+
+@pytest.mark.parametrize("prices", [('"1,50"', '"2,00"'), ("£1.50", "£2"), ('"1.234,50"', "")])
+def test_prices_of_which_none_is_a_number_are_refused_before_anything_lands(
+    tmp_path: Path, prices: tuple[str, str]
+) -> None:
+    data = HEADER + "".join(f"u,a,Lamp,{price},{AT}\n" for price in prices)
+    with pytest.raises(SourceError, match=r"columns\.price.*'paid'.*is a number; some values are.*decimal point"):
+        landed(tmp_path, data)
+    assert not (tmp_path / "landing").exists()
+
+
+def test_a_log_without_a_price_above_nought_lands_without_a_catalogue(tmp_path: Path) -> None:
+    (tmp_path / "shop.toml").write_text(MAPPING)
+    (tmp_path / "log.csv").write_text(f"{HEADER}u,a,Lamp,0,{AT}\nu,b,Lamp,,{AT}\n")
+    source = open_source(str(tmp_path / "shop.toml"), str(tmp_path / "log.csv"))
+    assert source.land(source.windows, tmp_path / "landing") == 2
+    assert not (tmp_path / "landing" / "items").exists()

@@ -115,7 +115,22 @@ class MappedLog:
         )
         if connection.execute("SELECT count(hour) FROM log").fetchall()[0][0] == 0:
             raise SourceError(self._no_time(connection, path))
+        self._refuse_numberless(connection, path)
         return connection
+
+    def _refuse_numberless(self, connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+        """Refuses a log in which a column of numbers has none: the door would quarantine every row that has a value."""
+        for key in ("quantity", "price", "rating"):
+            numbers, sample = connection.sql(
+                f"SELECT count(TRY_CAST({key} AS DOUBLE)), list(DISTINCT {key} ORDER BY {key})[:3] FROM mapped "
+                f"WHERE trim({key}) <> ''"
+            ).fetchall()[0]
+            if sample and not numbers:
+                raise SourceError(
+                    f"Mapping {self.name!r}: no value of `columns.{key}` = {self.mapping.columns[key]!r} in {path} is "
+                    f"a number; some values are {sample}. Write numbers like 1234.50: with a decimal point, without "
+                    "separators of thousands and without a currency."
+                )
 
     def _no_time(self, connection: duckdb.DuckDBPyConnection, path: Path) -> str:
         sample = [row[0] for row in connection.execute("SELECT event_time FROM mapped LIMIT 3").fetchall()]
@@ -151,6 +166,8 @@ class MappedLog:
     @staticmethod
     def _lines(table: pa.Table) -> tuple[pa.ChunkedArray, np.ndarray]:
         hours = table["hour"].to_numpy()
+        if not len(table):  # no item has a price above 0
+            return pa.chunked_array([[]], pa.string()), hours
         named = [
             name for name in table.column_names if name != "hour" and table[name].null_count < len(table)
         ]
