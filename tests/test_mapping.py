@@ -156,6 +156,35 @@ def test_numbers_count_as_times_from_an_origin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "hour"),
+    [
+        ("2024-07-01 10:05:00", "08"),  # Berlin's, by the mapping
+        ("2024-07-01 10:05:00 UTC", "10"),
+        ("2024-07-01 10:05:00 Europe/London", "09"),
+        ("2024-07-01 10:05:00 -0400", "14"),
+        ("2024-07-01 10:05:00.25 +02:00", "08"),
+        ("2024-07-01T10:05:00 Z", "10"),
+        ("01/Jul/2024:10:05:00 -0100", "11"),
+        ("2024-07-01 10:05:00 PM", "20"),
+        ("01.07.2024 10:05", "08"),
+    ],
+)
+def test_a_time_is_of_the_zone_that_it_names_and_of_the_mappings_where_it_names_none(
+    tmp_path: Path, written: str, hour: str
+) -> None:
+    formats = '["%Y-%m-%d %I:%M:%S %p", "%d/%b/%Y:%H:%M:%S %z", "%d.%m.%Y %H:%M"]'
+    mapping = CLICKS.replace('column = "at"', f'column = "at"\nzone = "Europe/Berlin"\nformats = {formats}')
+    events = rows_of(replayed(tmp_path, mapping, f"sid,product,at\ns,p,{written}\n")[0], "events")
+    assert [str(event["event_time"])[:16] for event in events] == [f"2024-07-01T{hour}:05"]
+
+
+def test_a_time_in_a_zone_that_nobody_knows_lands_as_written(tmp_path: Path) -> None:
+    data = "sid,product,at\ns,p,2024-07-01 10:05\ns,q,2024-07-01 10:05:00 XYZT\n"
+    events = rows_of(replayed(tmp_path, CLICKS, data)[0], "events")
+    assert events[1]["event_time"] == "2024-07-01 10:05:00 XYZT"
+
+
+@pytest.mark.parametrize(
     ("time", "good", "bad"),
     [
         ('column = "at"\nunit_seconds = 1', "1767261600", ("nan", "1e300", "1e14", "-1e12", "1767261600000")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -216,13 +217,22 @@ def _time_sql(mapping: ColumnMapping) -> str:
         microseconds = f"round(TRY_CAST({column} AS DOUBLE) * {mapping.time_unit_seconds * 1e6})"
         step = f"to_microseconds(CAST({microseconds} AS BIGINT))"
         return f"TRY(CAST({literal(mapping.time_origin)} AS TIMESTAMPTZ) + {step})"
-    naive = [f"TRY_CAST({column} AS TIMESTAMP)"]
-    naive += [f"try_strptime({column}, {literal(text)})" for text in mapping.time_formats]
-    zoned = rf"regexp_matches({column}, ':\d\d.*([zZ]|[+-]\d\d(:?\d\d)?)\s*$')"
-    return (
-        f"(CASE WHEN {zoned} THEN TRY_CAST({column} AS TIMESTAMPTZ) "
-        f"ELSE timezone({literal(mapping.zone)}, coalesce({', '.join(naive)})) END)"
-    )
+    offset = rf"regexp_matches({column}, ':\d\d.*([zZ]|[+-]\d\d(:?\d\d)?)\s*$')"
+    word = rf"regexp_matches({column}, ':\d\d\S*\s+[A-Za-z]')"
+    joined = rf"regexp_replace({column}, '\s+([zZ]|[+-]\d\d(:?\d\d)?)\s*$', '\1')"  # 10:05:00 -0400, as shops export
+    tried = [
+        # the cast to a time without a zone passes over what stands behind the time: UTC, Europe/Berlin, PM
+        f"CASE WHEN {offset} THEN TRY_CAST({joined} AS TIMESTAMPTZ) WHEN {word} THEN TRY_CAST({column} AS TIMESTAMPTZ) "
+        f"ELSE {_local_sql(f'TRY_CAST({column} AS TIMESTAMP)', mapping)} END"
+    ]
+    for text in mapping.time_formats:
+        read = f"try_strptime({column}, {literal(text)})"
+        tried.append(read if re.search(r"%[zZ]", text.replace("%%", "")) else _local_sql(read, mapping))
+    return f"coalesce({', '.join(tried)})"
+
+
+def _local_sql(naive: str, mapping: ColumnMapping) -> str:
+    return f"timezone({literal(mapping.zone)}, {naive})"
 
 
 def _rule_sql(rule: TypeRule) -> str:
