@@ -214,6 +214,9 @@ def test_a_time_beyond_any_calendar_lands_as_written_beside_its_neighbour(
         (('column = "at"', 'column = "at"\nunit_seconds = inf'), r"time\.unit_seconds.*above 0.*inf"),
         (('column = "at"', 'column = "at"\norigin = "then"'), r"time\.origin.*ISO 8601.*'then'"),
         (('default = "view"', 'column = 3'), r"type\.column.*text.*3"),
+        (('default = "view"', 'default = "view"\nvalues = {click = "view"}'), r"type\.values.*`type\.column`.*click"),
+        (('column = "at"', 'column = "at"\norigin = "2024-01-01"'), r"time\.origin.*needs `unit_seconds`.*2024-01-01"),
+        (('column = "at"', 'column = "at"\nunit_seconds = 1\nformats = ["%Y"]'), r"time\.formats.*give one.*'%Y'"),
         (('default = "view"', 'default = "view"\nvalues = ["view"]'), r"type\.values.*table.*\['view'\]"),
         (('default = "view"', 'default = "view"\nrules = ["C"]'), r"type\.rules\[0\].*table.*'C'"),
         (
@@ -229,6 +232,14 @@ def test_a_wrong_mapping_names_key_rule_and_value(
     path.write_text(CLICKS.replace(*change))
     with pytest.raises(MappingError, match=message):
         read_mapping(path)
+
+
+def test_a_mapping_is_read_with_a_byte_order_mark_and_a_folder_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_text(CLICKS, encoding="utf-8-sig")  # as Windows' editors save it
+    assert read_mapping(path).columns["item"] == "product"
+    with pytest.raises(MappingError, match=r"must be a file"):
+        read_mapping(tmp_path)
 
 
 def test_a_column_that_the_log_lacks_is_told_with_those_it_has(tmp_path: Path) -> None:

@@ -144,9 +144,11 @@ def read_mapping(path: Path) -> ColumnMapping:
         MappingError: no such file, not TOML, an unknown key, a missing key, or a value outside its rule.
     """
     try:
-        text = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have put a mark before it
     except FileNotFoundError as error:
         raise MappingError(f"The mapping file {path} does not exist. Start from {_example()}.") from error
+    except OSError as error:
+        raise MappingError(f"The mapping file {path} must be a file that can be read; {error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MappingError(f"The mapping file {path} is not TOML: {error}.") from error
     return mapping_of(text, path)
@@ -191,7 +193,7 @@ class _Reader:
         values = self._table(kinds, "values", "type") if "values" in kinds else {}
         for value, event_type in values.items():
             self._event_type(f"type.values.{value}", event_type)
-        return ColumnMapping(
+        mapping = ColumnMapping(
             name=self._string("name", text.get("name", self._path.stem)),
             columns={key: self._string(f"columns.{key}", value) for key, value in columns.items()},
             time_column=self._string("time.column", time.get("column")),
@@ -207,6 +209,18 @@ class _Reader:
             ),
             format=kind,
         )
+        self._heeded(time, kinds)
+        return mapping
+
+    def _heeded(self, time: dict[str, Any], kinds: dict[str, Any]) -> None:
+        """Refuses a key that nothing would heed beside the others: whoever wrote it meant something by it."""
+        if "values" in kinds and "column" not in kinds:
+            raise self._wrong("type.values", "is of the values of `type.column`, which is not named", kinds["values"])
+        if "formats" in time and "unit_seconds" in time:
+            raise self._wrong("time.formats", "is for times that are text, and `unit_seconds` for numbers; give one",
+                              time["formats"])
+        if "origin" in time and "unit_seconds" not in time:
+            raise self._wrong("time.origin", "is where a number counts from, and needs `unit_seconds`", time["origin"])
 
     def _rule(self, number: int, rule: object) -> TypeRule:
         key = f"type.rules[{number}]"
