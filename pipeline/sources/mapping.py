@@ -143,15 +143,23 @@ def read_mapping(path: Path) -> ColumnMapping:
     Raises:
         MappingError: no such file, not TOML, an unknown key, a missing key, or a value outside its rule.
     """
+    return mapping_of(text_of(path), path)
+
+
+def text_of(path: Path) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        MappingError: no such file, or not TOML.
+    """
     try:
-        text = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have put a mark before it
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have put a mark before it
     except FileNotFoundError as error:
         raise MappingError(f"The mapping file {path} does not exist. Start from {_example()}.") from error
     except OSError as error:
         raise MappingError(f"The mapping file {path} must be a file that can be read; {error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MappingError(f"The mapping file {path} is not TOML: {error}.") from error
-    return mapping_of(text, path)
+        raise MappingError(f"The mapping file {path} is not TOML: {error}. Compare it with {_example()}.") from error
 
 
 def mapping_of(text: dict[str, Any], path: Path) -> ColumnMapping:

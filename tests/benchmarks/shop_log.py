@@ -8,11 +8,11 @@ log in the same order.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
@@ -27,7 +27,7 @@ from pipeline.lake import Lake, open_lake
 from pipeline.settings import REPOSITORY, Settings
 from pipeline.snapshot import Snapshot
 from pipeline.sources import Source
-from pipeline.sources.mapping import mapping_of
+from pipeline.sources.mapping import mapping_of, text_of
 from pipeline.sources.replay import MappedLog
 from pipeline.sources.shop import ShopSize
 from pipeline.sources.simulator import ShopSimulator
@@ -84,12 +84,17 @@ class Protocol:
         path = Path(name) if own else PROTOCOLS / f"{name}.toml"
         if not path.is_file():
             raise ProtocolError(f"A data set is described by a file, and {path} is none.")
-        text = tomllib.loads(path.read_text())
+        text = text_of(path)
+        if not isinstance(text.get("data", ""), str):
+            raise ProtocolError(f"`data` in {path} must be the path of the log, a text; received {text['data']!r}.")
         log = data or ((path.parent if own else DATA) / text["data"] if "data" in text else None)
         if log is None:
             raise ProtocolError(f"{path} names no log: say which by DATA=log.csv (--data).")
         if not log.is_file():
-            raise ProtocolError(f"The log of {path.stem!r} must lie at {log}; it does not. Lay it there.")
+            raise ProtocolError(
+                f"The log of {path.stem!r} must lie at {log}, as a file; it does not (a URL or a folder is none). "
+                "Lay it there, or give the path where it lies."
+            )
         if "prepare" not in text:
             return cls._of_mapping(path, log)
         wanted, there = {one.name for one in fields(cls)}, {*text, "data"}
@@ -103,7 +108,7 @@ class Protocol:
     @classmethod
     def _of_mapping(cls, path: Path, log: Path) -> Protocol:
         """How a log that is described by its columns alone is learnt: by its length."""
-        text = {key: value for key, value in tomllib.loads(path.read_text()).items() if key != "data"}
+        text = {key: value for key, value in text_of(path).items() if key != "data"}
         source = MappedLog(mapping_of(text, path), str(log))
         origin = source.first.replace(hour=0)
         days = (source.last - origin) / timedelta(days=1)
@@ -153,19 +158,23 @@ class ShopLog:
     ) -> ShopLog:
         """Lands and ingests the whole log below `home`, by the protocol's steps or, in the test steps, by `days`.
 
-        What was landed there before, to its end, is taken as it is. What was stopped halfway is begun anew: its tables
-        hold later steps already, so that an earlier one would be noted at a version that knows them.
+        What was landed there before, to its end and of the same log, is taken as it is. What was stopped halfway is
+        begun anew: its tables hold later steps already, so that an earlier one would be noted at a version that knows
+        them.
         """
         home.mkdir(parents=True, exist_ok=True)
         noted, source = home / "versions.json", protocol.source(home)
         settings = _settings(home, seed, encoder, source.absent_columns)
-        if noted.is_file():
-            return cls(protocol, settings, {int(step): one for step, one in json.loads(noted.read_text()).items()})
+        log = _identity(protocol)
+        before = json.loads(noted.read_text()) if noted.is_file() else {}
+        if before.get("log") == log:
+            return cls(protocol, settings, {int(step): one for step, one in before["versions"].items()})
+        noted.unlink(missing_ok=True)
         for folder in (settings.landing, settings.lake):
             shutil.rmtree(folder, ignore_errors=True)
         versions = _taken_in(source, cls._steps(protocol, source.windows, days), settings)
         unfinished = noted.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(versions))
+        unfinished.write_text(json.dumps({"log": log, "versions": versions}))
         os.replace(unfinished, noted)
         return cls(protocol, settings, versions)
 
@@ -223,6 +232,14 @@ class ShopLog:
         """The step before."""
         steps = sorted(self.versions)
         return steps[steps.index(step) - 1]
+
+
+def _identity(protocol: Protocol) -> str:
+    """The hash of a log and of how it is read and learnt: logs of one name may be several."""
+    with protocol.data.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    how = {name: value for name, value in vars(protocol).items() if name != "data"}
+    return hashlib.sha256(f"{content} {json.dumps(how, default=str, sort_keys=True)}".encode()).hexdigest()
 
 
 def _settings(home: Path, seed: int, encoder: str, absent_columns: frozenset[str]) -> Settings:
