@@ -244,10 +244,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         refuse_others(home)
         # a log of sales has no customer messages, and seldom the stock that demand is learnt from
-        tasks = chosen.tasks or (",".join([*TASKS, *DERIVED]) if chosen.source == "simulated" else "recommend")
+        simulated = chosen.source == "simulated" and not chosen.mapping
+        tasks = chosen.tasks or (",".join([*TASKS, *DERIVED]) if simulated else "recommend")
         hours = usual_hours(tasks) if chosen.hours is None else chosen.hours
         check(tasks, hours, os.environ)
-        size = {"hours": hours} if chosen.source == "simulated" else {}
+        size = {"hours": hours} if simulated else {}
         with tempfile.TemporaryDirectory() as cache:  # a log is read whole before the home, which may hold it, is empty
             source = open_source(chosen.source, chosen.data, chosen.mapping, chosen.seed, Path(cache), **size)
             stream = Stream.of(source, hours)

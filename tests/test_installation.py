@@ -350,6 +350,20 @@ def test_a_demo_that_cannot_begin_leaves_what_the_one_before_made(
     assert (tmp_path / "lake").exists()
 
 
+@pytest.mark.parametrize("option", ["--source", "--mapping"])
+def test_a_log_shows_the_recommender_alone_however_its_mapping_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    mapping, log = tmp_path / "shop.toml", tmp_path / "log.csv"
+    mapping.write_text('columns = { item = "a" }\ntime = { column = "b" }\ntype = { default = "view" }\n')
+    log.write_text("a,b\n" + "".join(f"x,2024-01-01 {hour}:00\n" for hour in range(10, 24)))
+    begun: list[tuple[str, ...]] = []
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(Demo, "run", lambda demo: begun.append(demo._settings.tasks))
+    run_demo([option, str(mapping), "--data", str(log), "--keep"])
+    assert begun == [("recommend",)]
+
+
 def test_a_demo_does_not_begin_with_a_landing_zone_that_is_no_folder() -> None:
     with pytest.raises(SourceError, match="EVERGREEN_LANDING is an address"):
         check("recommend", 1, {"EVERGREEN_LANDING": "s3://bucket/landing"})
