@@ -200,6 +200,20 @@ def test_a_time_beyond_any_calendar_lands_as_written_beside_its_neighbour(
     assert [str(window) for window in source.windows] == ["2026-01-01T10:00Z"]
 
 
+def test_a_row_whose_clock_was_ahead_lands_beside_its_neighbour_for_the_door_to_refuse(tmp_path: Path) -> None:
+    times = ("2199-01-01T00:00:00Z", "2024-01-01 10:00", "2199-01-01T00:00:00Z", "2024-01-01 11:00")
+    landing, source = replayed(tmp_path, CLICKS, "sid,product,at\n" + "".join(f"s,p,{at}\n" for at in times))
+    assert [str(window) for window in source.windows] == ["2024-01-01T10:00Z", "2024-01-01T11:00Z"]
+    hours = [landing / "events" / window.folder / "log.jsonl" for window in source.windows]
+    assert [len(hour.read_text().splitlines()) for hour in hours] == [3, 1]
+    assert rows_of(landing, "events")[0]["event_time"] == "2199-01-01T00:00:00.000Z"
+
+
+def test_a_log_of_the_future_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"must be of the past.*\['2199-01-01T00:00:00.000Z'\].*time\.unit_seconds"):
+        replayed(tmp_path, CLICKS, "sid,product,at\ns,p,2199-01-01\n")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -108,11 +108,13 @@ class MappedLog:
                 "a format."
             ) from error
         connection.execute(
-            # a row whose time cannot be read was written beside its neighbours
-            "CREATE TABLE log AS SELECT *, coalesce(epoch_us(moment) // 3600000000,"
-            " last_value(epoch_us(moment) // 3600000000 IGNORE NULLS) OVER (ORDER BY place),"
-            " first_value(epoch_us(moment) // 3600000000 IGNORE NULLS) OVER"
-            " (ORDER BY place ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING)) AS hour FROM mapped"
+            # A row whose time cannot be read was written beside its neighbours. So was one whose clock was ahead: no
+            # past log has rows of later than this moment, and the door says of each that it is from the future.
+            "CREATE TABLE log AS SELECT * EXCLUDE said, coalesce(said,"
+            " last_value(said IGNORE NULLS) OVER (ORDER BY place),"
+            " first_value(said IGNORE NULLS) OVER"
+            " (ORDER BY place ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING)) AS hour FROM"
+            " (SELECT *, CASE WHEN moment <= now() THEN epoch_us(moment) // 3600000000 END AS said FROM mapped)"
         )
         if connection.execute("SELECT count(hour) FROM log").fetchall()[0][0] == 0:
             raise SourceError(self._no_time(connection, path))
@@ -137,6 +139,11 @@ class MappedLog:
         sample = [row[0] for row in connection.execute("SELECT event_time FROM mapped LIMIT 3").fetchall()]
         if not sample:
             return f"The log {path} has no rows. Give the path of another file."
+        if connection.execute("SELECT count(moment) FROM mapped").fetchall()[0][0]:
+            return (
+                f"The log {path} must be of the past; all times of `time.column` = {self.mapping.time_column!r} lie in "
+                f"the future, the first are {sample}. Correct `time.formats`, `time.unit_seconds` or `time.origin`."
+            )
         return (
             f"Mapping {self.name!r}: no value of `time.column` = {self.mapping.time_column!r} "
             f"in {path} is a time. "
