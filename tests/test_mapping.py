@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -272,6 +274,47 @@ def test_a_format_of_times_that_there_is_not_is_told(tmp_path: Path) -> None:
     mapping = CLICKS.replace('column = "at"', 'column = "at"\nformats = ["%Q"]')
     with pytest.raises(SourceError, match=r"'shop'.*log\.csv.*%Q.*`time\.formats`"):
         replayed(tmp_path, mapping, "sid,product,at\ns,p,soon\n")
+
+
+class _Shelf(BaseHTTPRequestHandler):
+    """Serves a gzipped log as object stores do that were told its encoding, whatever name it is asked by."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        self.wfile.write(gzip.compress(b"sid,product,at\ns,p,2024-01-01\n"))
+
+    def log_message(self, *said: object) -> None:
+        """Says nothing."""
+
+
+@pytest.mark.parametrize("name", ["log.csv.gz", "log.csv"])
+def test_a_log_at_a_url_is_read_whether_its_server_calls_the_packing_an_encoding_or_not(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "shop.toml").write_text(CLICKS)
+    with HTTPServer(("127.0.0.1", 0), _Shelf) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        source = open_source(str(tmp_path / "shop.toml"), url, cache=tmp_path / "cache")
+        assert source.land(source.windows, tmp_path / "landing") == 1
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("http://[half", r"must be one like https://.*'http://\[half'"),
+        ("https://xn--a.example..org/log.csv", r"could not be downloaded.*by hand"),
+        (".", r"must be one file or an http\(s\) URL; '\.'.*folder together"),
+        ("logs/*.csv", r"must be one file.*'logs/\*\.csv'"),
+    ],
+)
+def test_what_is_no_log_is_told_with_the_next_step(tmp_path: Path, data: str, message: str) -> None:
+    (tmp_path / "shop.toml").write_text(CLICKS)
+    with pytest.raises(SourceError, match=message):
+        _ = open_source(str(tmp_path / "shop.toml"), data, cache=tmp_path).first
 
 
 def test_a_source_that_does_not_exist_is_told_what_exists() -> None:

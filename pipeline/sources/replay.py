@@ -302,11 +302,16 @@ def _items_sql(keys: list[str]) -> str:
 
 def _local_path(data: str, cache: Path | None) -> Path:
     """The log as a local file; a URL is downloaded once into the cache folder."""
-    if urlsplit(data).scheme not in ("http", "https"):
+    try:
+        scheme = urlsplit(data).scheme
+    except ValueError as error:
+        raise SourceError(f"The log's URL must be one like https://host/log.csv; {data!r} is none: {error}.") from error
+    if scheme not in ("http", "https"):
         path = Path(data)
         if not path.is_file():
             raise SourceError(
-                f"The log must be a file or an http(s) URL; {data!r} is neither. Check the path."
+                f"The log must be one file or an http(s) URL; {data!r} is neither. Check the path; put the files of a "
+                "folder together into one."
             )
         return path
     if cache is None:
@@ -324,14 +329,16 @@ def _download(url: str, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # As it lies there: a packed file whose server calls that an encoding would come unpacked, under a packed name.
+    packed, headers = path.suffix.lower() in (".gz", ".zst"), {"Accept-Encoding": "identity"}
     try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=_DOWNLOAD_SECONDS) as answer:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=_DOWNLOAD_SECONDS, headers=headers) as answer:
             answer.raise_for_status()
             with unfinished.open("wb") as file:
-                for chunk in answer.iter_bytes():
+                for chunk in answer.iter_raw() if packed else answer.iter_bytes():
                     file.write(chunk)
         os.replace(unfinished, path)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: a host that cannot be one
         raise SourceError(
             f"The log at {url} could not be downloaded: {error}. Download it by hand and give its path."
         ) from error
