@@ -72,6 +72,16 @@ def test_of_a_file_without_a_header_every_line_counts_and_nothing_is_kept(zone: 
     assert "hans" not in str(column(landed.refused, "detail"))
 
 
+@pytest.mark.parametrize(
+    ("name", "sign", "said"), [("a.csv", b";", "semicolons"), ("a.csv", b"\t", "tabs"), ("a.tsv", b",", "commas")]
+)
+def test_a_header_with_another_separator_is_told_by_it(zone: Path, name: str, sign: bytes, said: str) -> None:
+    put(zone, name, csv_lines(event(2)).replace(b",", sign))
+    landed = read(zone)
+    assert reasons(landed) == [(1, "no_header"), (2, "no_header")]
+    assert f"separated by {said}; a .csv has commas" in column(landed.refused, "detail")[0]
+
+
 def test_a_parquet_file_whose_repeated_texts_would_fill_the_memory_is_refused(
     zone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

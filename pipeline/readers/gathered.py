@@ -159,7 +159,7 @@ class Gathered:
     def header_problem(self, file: int, header: Sequence[str]) -> tuple[str, str] | None:
         """Reason and detail why no row of a file with such columns can be used; notes the columns of no feed."""
         if _COLUMNS.isdisjoint(header):  # not shown: in a file without a header these are the first row's values
-            return NO_HEADER, f"none of the {len(header)} names is a column of any feed; is the header missing?"
+            return NO_HEADER, _no_header(header)
         known = [name for name in header if name in self.feed.raw_names]
         twice = sorted({name for name in known if known.count(name) > 1})
         if twice:
@@ -191,6 +191,15 @@ class Gathered:
         self.tables.append(
             pa.table([columns[f.name] if f.name in columns else pa.nulls(len(table), f.type) for f in schema], schema)
         )
+
+
+def _no_header(header: Sequence[str]) -> str:
+    """Why none of a header's names is known: there is no header, or its names are separated by another sign."""
+    if len(header) == 1:
+        for sign, said in ((",", "commas"), (";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+            if not _COLUMNS.isdisjoint(name.strip(' "') for name in header[0].split(sign)):
+                return f"its names are separated by {said}; a .csv has commas, a .tsv tabs"
+    return f"none of the {len(header)} names is a column of any feed; is the header missing?"
 
 
 def shortened(text: str) -> str:
