@@ -154,7 +154,9 @@ def test_a_line_that_is_no_row_is_in_the_quarantine_as_it_stands_with_its_user_m
         ("log.csv", b"", r"log\.csv has no rows"),
         ("log.jsonl", b"\n", r"log\.jsonl has no rows"),
         ("log.csv", f'{HEADER}u,a,"5 inch,1,{AT}\nv,b,y,1,{AT}\nw,c,z,1,{AT}\n'.encode(), r"quote.*'u,a,5 inch.*2 row"),
+        ("log.csv", f'{HEADER}u,a,x,,\nv,b,"utf-8{" " * (17 << 20)}'.encode(), r"at most .* bytes; .*line 3.*quote"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_log_that_cannot_be_read_is_refused_with_the_next_step(
     tmp_path: Path, name: str, data: bytes, message: str

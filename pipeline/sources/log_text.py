@@ -72,10 +72,15 @@ def read_as_text(connection: duckdb.DuckDBPyConnection, path: Path, mapping: Col
 
 
 def _unreadable(path: Path, kind: str, error: str) -> str:
-    if re.search(r"utf-?8|unicode", error, re.IGNORECASE):
+    if re.search(r"not utf-8 encoded|invalid unicode|codec can't decode", error, re.IGNORECASE):
         return (
             f"A log is UTF-8; {path} is written in another encoding. Save it as UTF-8, by the name of the one that it "
             f"is in: iconv -f WINDOWS-1252 -t UTF-8 (or -f UTF-16) {path.name} > utf8-{path.name}."
+        )
+    if begun := re.search(r"CSV Error on Line: (\d+).*Maximum line size", error, re.DOTALL):
+        return (
+            f"A row of a log has at most {_LINE_BYTES} bytes; that of line {begun[1]} of {path} has more. As a rule a "
+            'quote in it is not closed: close it, or write a quote in a text twice ("").'
         )
     first = error.strip().splitlines()[0] if error.strip() else "no reason was given"
     return f"The log {path} cannot be read as {kind}: {first}. Check the file, or set `format` in the mapping."
