@@ -7,17 +7,15 @@ when it matters. That costs it the loading of two learners, and only in such an 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.checkpoint import Ledger, load
+from pipeline.checkpoint import Ledger
 from pipeline.examples import few_of_each_window
 from pipeline.lake import Lake
 from pipeline.locking import LockNotTaken, locks_of
@@ -27,7 +25,7 @@ from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import Examples, Scores, Task
-from pipeline.unscorable import CannotScore, asking
+from pipeline.unscorable import CannotScore, asking, checkpoint_of
 
 # An update that runs holds the lock and scores the windows itself: nobody waits for it.
 _LOCK_PATIENCE_SECONDS = 1.0
@@ -132,10 +130,9 @@ def _scored_by(task: Task, registry: Registry, version: int, examples: Examples)
     Raises:
         CannotScore: it does not load or does not answer.
     """
-    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
-        folder = registry.load_checkpoint(task.name, version, Path(scratch))
-        with asking(version):
-            return task.restore(load(folder).state).score(examples)
+    checkpoint = checkpoint_of(registry, task.name, version)
+    with asking(version):
+        return task.restore(checkpoint.state).score(examples)
 
 
 def _unscored(lake: Lake, task: str, table: str, ledger: Ledger, newest: int) -> pa.Table:

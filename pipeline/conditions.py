@@ -91,9 +91,12 @@ class Condition:
 def task_conditions(health: TaskHealth, opened: Mapping[str, datetime]) -> list[Condition]:
     """What is not as it should be with a task; `opened`: since when each alert is open."""
     if health.champion is None:
-        return [Condition(
-            f"no-champion-{health.task}", f"{health.task} has no champion.", f"Run the DAG retrain_{health.task}."
-        )]
+        retrain = f"un the DAG retrain_{health.task}."
+        # whoever deletes the version that serves takes its alias along, and leaves that of the one before
+        remedy = f"R{retrain}" if health.previous is None else (
+            f"Put version {health.previous} back, which served before (the DAG rollback), or r{retrain}"
+        )
+        return [Condition(f"no-champion-{health.task}", f"{health.task} has no champion.", remedy)]
     found = (judge(health, f"{name}-{health.task}", f"{name}-{health.task}" in opened)
              for name, judge in _OF_A_TASK.items())
     return [one for one in found if one is not None]

@@ -7,8 +7,17 @@ code. What may pass is a person's to say (`python -m pipeline.champion promote -
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.checkpoint import Checkpoint, load
+from pipeline.registry_errors import VersionMissing, VersionRetired
+
+if TYPE_CHECKING:
+    from pipeline.registry import Registry
 
 
 class CannotScore(RuntimeError):
@@ -45,3 +54,17 @@ def asking(version: int) -> Iterator[None]:
         if of_the_machine(error):
             raise
         raise CannotScore(version, f"{type(error).__name__}: {error}") from error
+
+
+def checkpoint_of(registry: Registry, task_name: str, version: int) -> Checkpoint:
+    """A version's checkpoint.
+
+    Raises:
+        CannotScore: the version was deleted from the registry, or its files are gone.
+    """
+    with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
+        try:
+            folder = registry.load_checkpoint(task_name, version, Path(scratch))
+        except (VersionMissing, VersionRetired) as gone:
+            raise CannotScore(version, str(gone)) from gone
+        return load(folder)

@@ -32,7 +32,7 @@ from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import AdaptsEncoder, Counts, KeepsVectors
-from pipeline.unscorable import CannotScore, asking
+from pipeline.unscorable import CannotScore, asking, checkpoint_of
 
 if TYPE_CHECKING:
     from pipeline.gate import Decision
@@ -360,10 +360,7 @@ class _Job:
         })
 
     def _learner_of(self, version: int) -> tuple[Ledger, Learner]:
-        from pipeline.checkpoint import load
-
-        with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
-            checkpoint = load(self.registry.load_checkpoint(self.name, version, Path(scratch)))
+        checkpoint = checkpoint_of(self.registry, self.name, version)
         with asking(version):
             return checkpoint.ledger, self.task.restore(checkpoint.state)
 

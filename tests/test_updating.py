@@ -308,6 +308,25 @@ def test_a_champion_that_cannot_score_is_a_finding_and_a_person_may_force_the_re
     assert not open_alerts(price_shop)
 
 
+def test_a_lineage_whose_first_model_was_deleted_is_told_and_the_retrain_begins_another(
+    price_shop_an_hour_later: Settings
+) -> None:
+    import mlflow
+
+    shop = price_shop_an_hour_later
+    mlflow.MlflowClient(shop.tracking_uri).delete_model_version("evergreen-price", "1")
+    land(shop, 101)
+    done = update(shop)
+    assert (done["version"], done["decision"]) == (None, "cannot-score") and "must have version 1" in done["reasons"][0]
+    assert [one["condition"] for one in open_alerts(shop)] == ["cannot-score-price"]
+    anew = updating.retrain("price", shop, NOW, "the watch asks for it", report=lambda line: None)
+    assert (anew["version"], anew["decision"]) == (3, "promote")
+    assert promote(shop, 3)["champion_after"] == 3
+    land(shop, 102)
+    assert update(shop)["decision"] == "promote"
+    assert not open_alerts(shop)
+
+
 @pytest.mark.slow
 def test_an_update_is_held_up_to_the_windows_that_its_lineage_learnt_long_ago(
     price_shop: Settings, monkeypatch: pytest.MonkeyPatch

@@ -237,6 +237,8 @@ def test_the_lead_is_told_since_the_retrain_that_serves_whoever_promoted_it(
 
 def test_a_task_without_a_champion_has_that_condition_alone() -> None:
     assert names(task_with(champion=None, landed=hour(50).start)) == ["no-champion-price"]
+    (deleted,) = task_conditions(task_with(champion=None, previous=1), {})  # deleted by hand
+    assert "Put version 1 back" in deleted.remedy
 
 
 def test_an_hour_that_was_never_taken_in_is_named_until_it_is(shop: Settings) -> None:
