@@ -171,7 +171,7 @@ class Tables:
             log = self._open(table).load_cdf(starting_version=0, columns=list(columns))
             for batch in pa.RecordBatchReader.from_stream(log):
                 yield batch.cast(_without_views(batch.schema))
-        except DeltaError as error:
+        except (DeltaError, pa.ArrowInvalid) as error:  # the latter where a file of theirs is gone
             raise LakeError(
                 f"The change data of {table!r} must reach back to its first version; they do not ({error}). Delta "
                 f"keeps them for {_KEPT.days} days: what was learnt from older changes is in the "
@@ -292,6 +292,9 @@ class Tables:
     def vacuum(self, table: str, needed: timedelta, *, dry_run: bool = False) -> int:
         """Deletes files that only versions of a table need which nobody may ask for any more; how many those are.
 
+        Change data are files too, with the rows that were deleted: Delta's log names them as nothing that was removed,
+        so that all files are looked at (`full`). Those of a writer that was killed go with them.
+
         Args:
             table: its name.
             needed: age of the oldest version of a feed's table that anyone may ask for: it stays, as does what is
@@ -302,7 +305,7 @@ class Tables:
             return 0
         age = max(needed, _KEPT) if table in FEEDS else LOGS_KEPT
         return len(self._open(table).vacuum(
-            retention_hours=int(age / timedelta(hours=1)), dry_run=dry_run, enforce_retention_duration=False
+            retention_hours=int(age / timedelta(hours=1)), dry_run=dry_run, enforce_retention_duration=False, full=True,
         ))
 
     # -- inside -------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,30 @@ def test_a_year_in_one_call_equals_hour_by_hour(lake: Lake, tmp_path: Path) -> N
         other.publish(EVENTS, [window(hour)], events(*(r for r in rows if r[1] == hour)), NONE, NO_QUARANTINE)
     assert held(lake) == held(other)
     assert (lake.version("events"), other.version("events")) == (1, 20)
+
+
+def test_old_change_data_are_deleted_and_younger_ones_tell_a_held_update_what_changed(
+    lake: Lake, tmp_path: Path
+) -> None:
+    def told() -> set[Path]:
+        return set((tmp_path / "lake" / "events" / "_change_data").rglob("*.parquet"))
+
+    first = lake.publish(EVENTS, [window(0)], events(("e1", 0, 1.0), ("e2", 0, 2.0)), NONE, NO_QUARANTINE)
+    lake.publish(EVENTS, [window(0)], events(("e1", 0, 1.5), ("e2", 0, 2.0)), NONE, NO_QUARANTINE)
+    old = told()
+    for file in old:
+        os.utime(file, (time.time() - 500 * 86_400,) * 2)
+    second = lake.publish(EVENTS, [window(0)], events(("e1", 0, 1.5), ("e2", 0, 2.5)), NONE, NO_QUARANTINE)
+    assert len(old) == 1 and len(told()) == 2
+    lake.vacuum("events", timedelta(0))
+    assert len(told()) == 1 and told().isdisjoint(old)
+    changes = lake.changes("events", second.table_version - 1, second.table_version)
+    assert changes.select(["event_id", "price", "change"]).to_pylist() == [
+        {"event_id": "e2", "price": 2.5, "change": "update"}
+    ]
+    with pytest.raises(LakeError, match="must reach back to its first version"):
+        list(lake.images("events", ["event_id"]))
+    assert held(lake) == [("e1", window(0).start, 1.5), ("e2", window(0).start, 2.5)] and first.inserted == 2
 
 
 def test_a_version_that_is_not_there_is_named(lake: Lake) -> None:
