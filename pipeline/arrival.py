@@ -25,7 +25,7 @@ from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import Examples, Scores, Task
-from pipeline.unscorable import CannotScore, asking, checkpoint_of
+from pipeline.unscorable import CannotScore, asking, beyond_the_lake, checkpoint_of
 
 # An update that runs holds the lock and scores the windows itself: nobody waits for it.
 _LOCK_PATIENCE_SECONDS = 1.0
@@ -101,6 +101,8 @@ def _score(lake: Lake, registry: Registry, task_name: str, settings: Settings) -
     task = task_named(task_name, settings, lake)
     ledger = Ledger.of_tags(registry.tags(task_name, champion))
     versions = {table: lake.rows_version(table) for table in (task.table, *task.context_tables)}
+    if versions[task.table] < ledger.versions[task.table]:
+        raise CannotScore(champion, beyond_the_lake(champion, ledger, task.table, versions[task.table]))
     rows = _unscored(lake, task_name, task.table, ledger, versions[task.table])
     if not len(rows):
         return []

@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from pipeline.registry_errors import RegistryError
 from pipeline.tasks.contract import State
+
+LEDGER = "evergreen.ledger"  # the tag of a version that holds its ledger
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,17 @@ class Ledger:
 
     @classmethod
     def of_tags(cls, tags: Mapping[str, str]) -> Ledger:
-        """The ledger that a version's tags hold."""
-        return cls.from_json(json.loads(tags["evergreen.ledger"]))
+        """The ledger that a version's tags hold.
+
+        Raises:
+            RegistryError: they hold none.
+        """
+        if LEDGER not in tags:
+            raise RegistryError(
+                f"A version must say what it has learnt, in its tag {LEDGER}; this one has none, so that it was "
+                "registered by hand. Take its aliases away, and have an update or a retrain make another."
+            )
+        return cls.from_json(json.loads(tags[LEDGER]))
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Ledger:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.asking import a_person_waits
-from pipeline.checkpoint import Ledger
+from pipeline.checkpoint import LEDGER, Ledger
 from pipeline.lake import Lake, open_lake
 from pipeline.locking import LockNotTaken
 from pipeline.masking import Mask
@@ -241,8 +241,8 @@ def _may_have_learnt(lake: Lake, registry: Registry, settings: Settings, user: s
     said = []
     for task in settings.tasks:
         versions = [
-            version for version in registry.versions(task)
-            if learnt_from_deleted(lake, registry, task, entry(task).table, version, user)
+            one.number for one in registry.entries(task)
+            if LEDGER in one.tags and learnt_from_deleted(lake, registry, task, entry(task).table, one.number, user)
         ]
         if versions:
             said.append(f"Versions {', '.join(map(str, versions))} of {task} may have learnt from them.")

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.asking import a_person_waits
-from pipeline.checkpoint import Ledger
+from pipeline.checkpoint import LEDGER, Ledger
 from pipeline.forgetting import masked
 from pipeline.lake import Lake, open_lake
 from pipeline.learnt import (
@@ -198,7 +198,7 @@ def _by_task(
     task = task_named(name, settings, lake)
     if few.feed.name not in (task.table, *task.context_tables):
         return None
-    versions = [Version(entry.number, entry.tags) for entry in registry.entries(name)]
+    versions = [Version(entry.number, entry.tags) for entry in registry.entries(name) if LEDGER in entry.tags]
     known = known_by_versions(task, lake, versions, few)
     aliases: dict[int, list[str]] = defaultdict(list)
     for alias, number in sorted(registry.aliases(name).items()):

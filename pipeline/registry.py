@@ -79,6 +79,9 @@ class Registry(Versions):
         """The versions with which something was done."""
         return {row.version for row in self._log.rows(task) if row.action not in OF_CHAMPION}
 
+    def _newest_spoken_of(self, task: str) -> int:
+        return max((row.version for row in self._log.rows(task)), default=0)
+
     def decisions(self, task: str) -> pa.Table:
         """The log of a task's decisions: DECISIONS_SCHEMA, in order of time."""
         return self._log.table(task)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipeline.checkpoint import Ledger
+from pipeline.checkpoint import LEDGER, Ledger
 from pipeline.lake import Lake, open_lake
 from pipeline.old_pages import Open, remove_old_pages
 from pipeline.registry import Registry, open_registry
@@ -232,7 +232,7 @@ def _candidates(registry: Registry, task: str) -> list[Candidate]:
             entry.number not in decided and entry.tags.get("evergreen.compared_with", "") == str(champion or ""),
             Ledger.of_tags(entry.tags).base or entry.number,
         )
-        for entry in registry.entries(task) if not entry.retired and "evergreen.ledger" in entry.tags
+        for entry in registry.entries(task) if not entry.retired and LEDGER in entry.tags
     ]
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.checkpoint import Checkpoint, load
+from pipeline.checkpoint import Checkpoint, Ledger, load
 from pipeline.registry_errors import VersionMissing, VersionRetired
 
 if TYPE_CHECKING:
@@ -68,3 +68,12 @@ def checkpoint_of(registry: Registry, task_name: str, version: int) -> Checkpoin
         except (VersionMissing, VersionRetired) as gone:
             raise CannotScore(version, str(gone)) from gone
         return load(folder)
+
+
+def beyond_the_lake(version: int, ledger: Ledger, table: str, newest: int) -> str:
+    """What is said of a model that has learnt more than its table holds; what comes next would pass for learnt."""
+    return (
+        f"version {version} has learnt {table} up to its version {ledger.versions[table]}, and the lake's newest is "
+        f"{newest}: it was put back to an earlier state. A full retrain begins anew from what it holds; ingest the "
+        "hours that it has lost once more"
+    )

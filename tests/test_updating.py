@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from pipeline.schema import EVENTS
 from pipeline.settings import Settings
 from pipeline.tasks.contract import State
 from pipeline.unscorable import CannotScore, asking
+from pipeline.watch import watch
 from tests.price_task import PriceLearner, PriceTask
 from tests.small_shop import hour, publish, publish_purchases, purchases
 
@@ -325,6 +327,34 @@ def test_a_lineage_whose_first_model_was_deleted_is_told_and_the_retrain_begins_
     land(shop, 102)
     assert update(shop)["decision"] == "promote"
     assert not open_alerts(shop)
+
+
+def test_a_registry_put_back_from_a_backup_gives_no_number_again_that_the_log_speaks_of(
+    price_shop_an_hour_later: Settings, first_price_shop: Path
+) -> None:
+    shop = price_shop_an_hour_later
+    assert open_registry(shop).champion("price") == 2
+    shutil.copy(first_price_shop / "mlflow.db", shop.home / "mlflow.db")  # as it was when version 1 served
+    done = update(shop)
+    assert (done["version"], done["decision"]) == (3, "promote") and promote(shop, 3)["champion_after"] == 3
+    (lost,) = [one for one in open_registry(shop).entries("price") if one.number == 2]
+    assert "gone from the registry" in lost.retired
+    quality = open_lake(shop).arrow("quality").to_pylist()
+    assert {row["challenger"] for row in quality if row["role"] == "challenger"} == {1, 2, 3}
+
+
+def test_a_lake_put_back_from_a_backup_is_told_until_a_retrain_learns_what_it_holds(
+    price_shop_an_hour_later: Settings, first_price_shop: Path
+) -> None:
+    shop = replace(price_shop_an_hour_later, tasks=("price",))
+    shutil.rmtree(shop.home / "lake")
+    shutil.copytree(first_price_shop / "lake", shop.home / "lake")  # version 1 of events; the champion has learnt 2
+    assert "it was put back to an earlier state" in updating.plan("price", shop)["nothing_because"]
+    assert "put back to an earlier state" in watch(shop, NOW, "hourly")["retrain"]["price"]
+    anew = updating.retrain("price", shop, NOW, "the watch asks for it", report=lambda line: None)
+    assert promote(shop, anew["version"])["champion_after"] == anew["version"]
+    land(shop, 100)
+    assert update(shop)["decision"] == "promote"
 
 
 @pytest.mark.slow
