@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.contacts import without_contacts
 from pipeline.lake import Lake, open_lake
@@ -33,6 +34,7 @@ from pipeline.tables import text_field
 from pipeline.tasks.catalogue import entry
 
 KINDS = ("label", "sentiment", "answer")
+_CLASSES = ("label", "sentiment")  # of KINDS
 COLUMNS = ("task", "message_id", "kind", "guess", "confidence", "text", "value")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run (OWASP: CSV injection)
 
@@ -110,7 +112,7 @@ def take_in(lake: Lake, lines: Sequence[Mapping[str, str]], labelled_at: datetim
     Safe to repeat: the labels are written before the messages, and a message that has its label already stays.
 
     Raises:
-        LabelRefused: a line names no message, no kind, or breaks a rule of the messages.
+        LabelRefused: a line names no message, no kind, breaks a rule of the messages, or says otherwise than another.
     """
     given = [(number, line) for number, line in enumerate(lines, 2) if (line.get("value") or "").strip()]
     for number, line in given:
@@ -119,9 +121,11 @@ def take_in(lake: Lake, lines: Sequence[Mapping[str, str]], labelled_at: datetim
     said = [
         (str(line["message_id"]), str(line["kind"]), without_contacts(str(line["value"]).strip())) for _, line in given
     ]
+    said = _as_spelt_before(lake, said)
     values: dict[str, dict[str, str | None]] = {kind: {} for kind in KINDS}
-    for message, kind, value in said:
-        values[kind][message] = value
+    for (number, _), (message, kind, value) in zip(given, said, strict=True):
+        if (before := values[kind].setdefault(message, value)) != value:
+            raise LabelRefused(number, f"a message has one {kind}, and {message} has {before!r} above", value)
     labels, ids = Labels(values), sorted({message for message, _, _ in said})
     _check(lake, labels, ids, given)
     if not said:
@@ -131,6 +135,26 @@ def take_in(lake: Lake, lines: Sequence[Mapping[str, str]], labelled_at: datetim
         for message, kind, value in said
     ], schema=LABELS_SCHEMA))
     return lake.correct(MESSAGES, ids, labels.on)
+
+
+def _as_spelt_before(lake: Lake, said: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Classes in the spelling of the messages that have them: `Late_delivery` would be a class beside `late_delivery`.
+
+    Args:
+        lake: whose messages.
+        said: message, kind and value of each line.
+    """
+    known: dict[str, dict[str, str]] = {kind: {} for kind in _CLASSES}
+    for kind in _CLASSES if said else ():
+        there = pc.value_counts(lake.arrow("messages", columns=[kind])[kind].drop_null()).to_pylist()
+        of_lines = [{"values": value, "counts": 0} for _, named, value in reversed(said) if named == kind]
+        for one in sorted([*of_lines, *there], key=lambda one: one["counts"]):  # the most frequent spelling stays
+            known[kind][one["values"].casefold()] = one["values"]
+        known[kind] |= {one["values"]: one["values"] for one in there}
+    return [
+        (message, kind, spelt.get(value, spelt.get(value.casefold(), value)) if (spelt := known.get(kind)) else value)
+        for message, kind, value in said
+    ]
 
 
 def _check(
@@ -203,11 +227,14 @@ def _imported(chosen: argparse.Namespace, settings: Settings) -> str:
 
 def _lines(content: bytes) -> list[dict[str, str]]:
     try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         rule = 'the file must be in UTF-8, which a spreadsheet writes when told "CSV UTF-8"'
         raise LabelRefused(line, rule, repr(content[error.start : error.end])) from error
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)  # where decimals have a comma, spreadsheets write semicolons
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         return list(reader)
     except csv.Error as error:

@@ -76,6 +76,35 @@ def answered(message: str, answer: str) -> dict[str, str]:
     return {"message_id": message, "kind": "answer", "value": answer}
 
 
+def test_a_file_that_a_spreadsheet_wrote_with_semicolons_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path)
+    lake = messages_of(settings, "ann", "bob")
+    monkeypatch.setattr(labels, "read_settings", lambda: settings)
+    (tmp_path / "wanted.csv").write_bytes(
+        '\ufefftask;message_id;kind;guess;confidence;text;value\r\n'
+        'support;m0;label;refund;0,512;"Where; is it?";late, again\r\n'.encode()
+    )
+    assert labels.main(["import", str(tmp_path / "wanted.csv")]) == 0
+    assert lake.arrow("messages").sort_by("message_id")["label"].to_pylist() == ["late, again", None]
+
+
+def test_a_class_is_spelt_as_messages_have_it_and_a_message_has_one_of_a_kind(tmp_path: Path) -> None:
+    def told(message: str, value: str) -> dict[str, str]:
+        return {"message_id": message, "kind": "label", "value": value}
+
+    lake = messages_of(settings_of(tmp_path), "ann", "bob", "eve")
+    labels.take_in(lake, [told("m0", "late_delivery")], NOW, "me")
+    labels.take_in(lake, [told("m1", " Late_Delivery "), told("m2", "Refund"), told("m2", "REFUND")], NOW, "me")
+    assert lake.arrow("messages").sort_by("message_id")["label"].to_pylist() == [
+        "late_delivery", "late_delivery", "Refund"
+    ]
+    with pytest.raises(labels.LabelRefused, match="Line 3: a message has one label, and m0 has 'praise' above"):
+        labels.take_in(lake, [told("m0", "praise"), told("m0", "refund")], NOW, "me")
+    assert lake.arrow("messages").sort_by("message_id")["label"].to_pylist()[0] == "late_delivery"
+
+
 def test_an_answer_that_people_give_is_masked_like_one_that_landed(tmp_path: Path) -> None:
     lake = messages_of(settings_of(tmp_path), "ann")
     told = "We wrote to ann@mail.example, called 0151 2345678 and paid to DE89 3704 0044 0532 0130 00."
