@@ -73,7 +73,10 @@ class CompactDemand:
         units = np.expm1(np.maximum(moved, 0.0))
         units[..., 0] *= self.arrays["mean_factor"][group, at]
         units[..., 1:] = np.maximum.accumulate(units[..., 1:], axis=-1)
-        return units
+        if "told_by" not in self.arrays:  # a version of before
+            return units
+        told, days = self.arrays["told_by"], np.array(self.horizons_days, np.float64)
+        return units[:, told] * (days / days[told])[None, :, None]
 
     def forecast(self, rows: np.ndarray) -> np.ndarray:
         """[n, horizons, 4]: `units` of the items at `rows`, from the day after the newest one that is over."""
@@ -93,6 +96,18 @@ class CompactDemand:
         """What `save` wrote."""
         ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
         return cls(ids, load_file(folder / "arrays.safetensors"))
+
+
+def told_by(shown: np.ndarray) -> np.ndarray:
+    """[horizons] int: by which horizon each is foretold, from which are `shown` ([horizons] bool, short to long).
+
+    By itself where days have shown it; else by the longest that is shown and shorter, in proportion. In a shop's first
+    weeks no four weeks are over, and what the network says of them is what it has learnt of shorter ones, made
+    longer by nothing.
+    """
+    places = np.arange(len(shown))
+    longest = np.maximum.accumulate(np.where(shown, places, -1))
+    return np.where(longest >= 0, longest, places)
 
 
 def scaled_features(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from models.compact_demand import CompactDemand, conformal_offsets
+from models.compact_demand import CompactDemand, conformal_offsets, told_by
 from models.demand_service import ANSWER, PARAMETERS, DemandService
 from pipeline.lake import open_lake
 from pipeline.schema import EVENTS, ITEMS
@@ -123,6 +123,24 @@ def test_a_restored_learner_goes_on_bit_for_bit(shop, learner) -> None:
         losses.append(one.losses(examples, 128, learnt=True))
     np.testing.assert_array_equal(*losses)
     np.testing.assert_array_equal(task.restore(state).forecasts(some), learner.forecasts(some))
+
+
+def test_four_weeks_that_no_shop_has_seen_yet_are_foretold_as_four_times_the_week(shop) -> None:
+    assert told_by(np.array([True, True, False])).tolist() == [0, 1, 1]
+    assert told_by(np.array([False, True, True])).tolist() == [0, 1, 2]  # nothing shorter to tell it by
+    assert told_by(np.array([False, False, False])).tolist() == [0, 1, 2]
+    task, tables, examples = shop
+    times = examples.table["time"].cast(pa.int64()).to_numpy()
+    young = examples.keep(times <= (START + timedelta(days=25)).timestamp() * 1e6)
+    learner = task.learner(0)
+    learner.grow(task.context(tables, None), young)
+    schedule = replace(task.base_schedule, epochs=10, batch_size=32)
+    nothing = young.keep(np.zeros(len(young), bool))
+    fine_tune(learner, task.restore, young.marked(replayed=False), nothing, schedule, seed=0)
+    compact = learner.compact()
+    units = compact.forecast(np.arange(1, ITEMS_SOLD + 1))
+    assert compact.arrays["told_by"].tolist() == [0, 1, 1]
+    np.testing.assert_allclose(units[:, 2], 4.0 * units[:, 1])
 
 
 def test_months_that_calibrate_are_never_trained_on(shop, learner) -> None:

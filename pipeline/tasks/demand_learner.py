@@ -24,6 +24,7 @@ from models.compact_demand import (
     conformal_offsets,
     groups_of,
     scaled_features,
+    told_by,
     usual_in,
 )
 from models.demand import PRICE_WEIGHT, PULL, QUANTILES, Demand, DemandSizes, DemandTrainer, weight_shapes
@@ -56,6 +57,9 @@ HIDDEN_SHARE = 0.1
 # Newest held-out examples that calibrate: the tenth of 1,000 is known to 1 % (three groups share them).
 CALIBRATED_ON = 4_000
 _LEAST_CALIBRATING = 50  # a tenth of fewer is a handful of days
+# Of the held-out days of the horizon that has most: a shop of a dozen items never has fifty. After two months four
+# weeks have half as many as a day has, while they have begun to be over they have next to none.
+_LEAST_SHARE_SHOWN = 0.25
 _MOST_WINDOWS = 60_000  # of price learnt at once, drawn evenly where there are more: 40 MB an array
 _SCORED_AT_ONCE = 4_096
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors")
@@ -319,7 +323,7 @@ class DemandLearner:
         return CompactDemand(self._items.ids if now else [""], arrays | (self._now() if now else {}))
 
     def _calibration(self, arrays: Batch) -> Batch:
-        """`lower`, `upper`, `mean_factor` [groups, horizons] from what was never trained on."""
+        """`lower`, `upper`, `mean_factor` [groups, horizons], `told_by` [horizons], from what was never trained on."""
         groups, held = len(GROUP_STARTS) + 1, self._held_out
         raw = CompactDemand([""], arrays).raw(
             held.features, self._items.text[held.rows], self._items.category[held.rows]
@@ -334,7 +338,9 @@ class DemandLearner:
             if chosen.sum() >= _LEAST_CALIBRATING:
                 said = np.expm1(np.maximum(raw[chosen, at[1], 0], 0.0)).sum()
                 factor[at] = np.clip(held.units[chosen, at[1]].sum() / max(said, 1e-9), 0.5, 5.0)
-        return {"lower": lower, "upper": upper, "mean_factor": factor}
+        days = counts.sum(axis=0)
+        enough = min(_LEAST_CALIBRATING, max(days.max(initial=0) * _LEAST_SHARE_SHOWN, 1))
+        return {"lower": lower, "upper": upper, "mean_factor": factor, "told_by": told_by(days >= enough)}
 
     def _now(self) -> Batch:
         """Every item as it is after the newest day that is over."""
