@@ -310,6 +310,7 @@ def test_a_champion_that_cannot_score_is_a_finding_and_a_person_may_force_the_re
     assert not open_alerts(price_shop)
 
 
+@pytest.mark.slow
 def test_a_lineage_whose_first_model_was_deleted_is_told_and_the_retrain_begins_another(
     price_shop_an_hour_later: Settings
 ) -> None:
@@ -343,6 +344,7 @@ def test_a_registry_put_back_from_a_backup_gives_no_number_again_that_the_log_sp
     assert {row["challenger"] for row in quality if row["role"] == "challenger"} == {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_a_lake_put_back_from_a_backup_is_told_until_a_retrain_learns_what_it_holds(
     price_shop_an_hour_later: Settings, first_price_shop: Path
 ) -> None:
