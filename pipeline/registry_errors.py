@@ -34,6 +34,19 @@ class VersionRetired(RegistryError):
         )
 
 
+class FilesMissing(RegistryError):
+    """A version's checkpoint is not where it was stored, and retention has not removed it."""
+
+    def __init__(self, task: str, version: int) -> None:
+        """Takes the version."""
+        self.task, self.version = task, version
+        super().__init__(
+            f"Version {version} of {PREFIX}{task} must have its checkpoint in the artifact store to be trained on; it "
+            "is not there, and retention has not removed it. Put it back from a backup, or run the DAG "
+            f"retrain_{task}, whose model needs none."
+        )
+
+
 class PromotionConflict(RegistryError):
     """The champion is no longer the one that the version was compared with.
 

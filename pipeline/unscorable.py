@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.checkpoint import Checkpoint, Ledger, load
-from pipeline.registry_errors import VersionMissing, VersionRetired
+from pipeline.registry_errors import FilesMissing, VersionMissing, VersionRetired
 
 if TYPE_CHECKING:
     from pipeline.registry import Registry
@@ -65,7 +65,7 @@ def checkpoint_of(registry: Registry, task_name: str, version: int) -> Checkpoin
     with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
         try:
             folder = registry.load_checkpoint(task_name, version, Path(scratch))
-        except (VersionMissing, VersionRetired) as gone:
+        except (VersionMissing, VersionRetired, FilesMissing) as gone:
             raise CannotScore(version, str(gone)) from gone
         return load(folder)
 

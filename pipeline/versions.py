@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.mlflow_models import FILES, RETIRED, mlflow_exception
 from pipeline.packaging import MOST_CHARACTERS, code_version, content_hash, description, renamed
-from pipeline.registry_errors import PREFIX, RegistryError, VerificationFailed
+from pipeline.registry_errors import PREFIX, FilesMissing, RegistryError, VerificationFailed
 from pipeline.shared_parts import SHARED, SharedParts
 from pipeline.verification import fault_of
 from pipeline.version_files import folder_bytes, remove_folder
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.tasks.contract import Package
 
 _LOGGED = "models:/"
+_CHECKPOINT = "checkpoint"
 _STORED_WHOLE = "see the run's artifact tags.json"
 
 # MLflow gives the number after the newest that it has: also one whose version was deleted, or lost with a registry that
@@ -133,11 +134,25 @@ class Versions(SharedParts):
 
         Raises:
             VersionRetired: retention has removed its files.
+            FilesMissing: somebody else has, with its run or without.
         """
-        return Path(self._mlflow.artifacts.download_artifacts(
-            run_id=self._whole(task, version).run_id, artifact_path="checkpoint", dst_path=str(into),
-            tracking_uri=self.tracking_uri,
-        ))
+        held = self._whole(task, version)
+        try:
+            return Path(self._mlflow.artifacts.download_artifacts(
+                run_id=held.run_id, artifact_path=_CHECKPOINT, dst_path=str(into), tracking_uri=self.tracking_uri,
+            ))
+        except mlflow_exception() as error:
+            if self._has_checkpoint(str(held.run_id)):  # a store that is away is asked again by the next run
+                raise
+            raise FilesMissing(task, version) from error
+
+    def _has_checkpoint(self, run_id: str) -> bool:
+        try:
+            return any(file.path == _CHECKPOINT for file in self._client.list_artifacts(run_id))
+        except mlflow_exception() as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the run is gone
+                raise
+            return False
 
     def load_artifacts(self, task: str, version: int, into: Path) -> Path:
         """Copies what a version's package holds beside its code below `into`; returns its folder."""
@@ -208,7 +223,7 @@ class Versions(SharedParts):
     def _store_files(
         self, run_id: str, package: Package, checkpoint_folder: Path, tags: Mapping[str, str]
     ) -> None:
-        self._client.log_artifacts(run_id, str(checkpoint_folder), "checkpoint")
+        self._client.log_artifacts(run_id, str(checkpoint_folder), _CHECKPOINT)
         with tempfile.TemporaryDirectory(prefix="evergreen-") as scratch:
             (Path(scratch) / "tags.json").write_text(json.dumps(dict(tags), indent=2))
             package.output_example.to_json(Path(scratch) / "output_example.json", orient="split")
@@ -271,7 +286,7 @@ class Versions(SharedParts):
     def _places(self, task: str, version: int) -> list[tuple[str, str]]:
         """(address, folder) of a version's checkpoint and of its package."""
         held = self._version(task, version)
-        places = [(self._client.get_run(held.run_id).info.artifact_uri, "checkpoint")] if held.run_id else []
+        places = [(self._client.get_run(held.run_id).info.artifact_uri, _CHECKPOINT)] if held.run_id else []
         if held.source and held.source.startswith(_LOGGED):  # `model_id` is None on a version that is read again
             logged = self._client.get_logged_model(held.source.removeprefix(_LOGGED))
             places.append((logged.artifact_location, ""))

@@ -330,6 +330,30 @@ def test_a_lineage_whose_first_model_was_deleted_is_told_and_the_retrain_begins_
     assert not open_alerts(shop)
 
 
+@pytest.mark.slow
+def test_a_lineage_whose_first_model_has_lost_its_files_is_told_and_the_retrain_begins_another(
+    price_shop_an_hour_later: Settings
+) -> None:
+    import mlflow
+
+    shop = price_shop_an_hour_later
+    client = mlflow.MlflowClient(shop.tracking_uri)
+    run = client.get_run(str(client.get_model_version("evergreen-price", "1").run_id))
+    place = Path(str(run.info.artifact_uri).removeprefix("file://"))
+    place.rename(place.with_name("lost"))  # a copy's files are those of the first home
+    try:
+        land(shop, 101)
+        done = update(shop)
+        assert done["decision"] == "cannot-score" and "must have its checkpoint in the artifact" in done["reasons"][0]
+        assert [one["condition"] for one in open_alerts(shop)] == ["cannot-score-price"]
+        anew = updating.retrain("price", shop, NOW, "the watch asks for it", report=lambda line: None)
+        assert promote(shop, anew["version"])["champion_after"] == anew["version"]
+        land(shop, 102)
+        assert update(shop)["decision"] == "promote" and not open_alerts(shop)
+    finally:
+        place.with_name("lost").rename(place)
+
+
 def test_a_registry_put_back_from_a_backup_gives_no_number_again_that_the_log_speaks_of(
     price_shop_an_hour_later: Settings, first_price_shop: Path
 ) -> None:
