@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -172,7 +172,8 @@ class Versions(SharedParts):
 
     def package_bytes(self, task: str, version: int) -> int:
         """How much of what consumers load is a version's own; 0 where its files were removed."""
-        return sum(folder_bytes(*place, self.tracking_uri) for place in self._places(task, version)[1:])
+        package = self._stored(self._version(task, version))[1]
+        return 0 if package is None else folder_bytes(*package, self.tracking_uri)
 
     # -- registering --------------------------------------------------------------------------------------
 
@@ -285,12 +286,26 @@ class Versions(SharedParts):
 
     def _places(self, task: str, version: int) -> list[tuple[str, str]]:
         """(address, folder) of a version's checkpoint and of its package."""
-        held = self._version(task, version)
-        places = [(self._client.get_run(held.run_id).info.artifact_uri, _CHECKPOINT)] if held.run_id else []
-        if held.source and held.source.startswith(_LOGGED):  # `model_id` is None on a version that is read again
-            logged = self._client.get_logged_model(held.source.removeprefix(_LOGGED))
-            places.append((logged.artifact_location, ""))
-        return places
+        return [place for place in self._stored(self._version(task, version)) if place is not None]
+
+    def _stored(self, held: ModelVersion) -> list[tuple[str, str] | None]:
+        """Checkpoint and package; None for what somebody has deleted in MLflow, which then tells no address of it."""
+        from_run = self._still_there(self._client.get_run, held.run_id) if held.run_id else None
+        # `model_id` is None on a version that is read again
+        name = held.source.removeprefix(_LOGGED) if held.source and held.source.startswith(_LOGGED) else None
+        logged = self._still_there(self._client.get_logged_model, name) if name else None
+        return [
+            None if from_run is None else (from_run.info.artifact_uri, _CHECKPOINT),
+            None if logged is None else (logged.artifact_location, ""),
+        ]
+
+    def _still_there(self, found: Callable[[str], Any], name: str) -> Any:
+        try:
+            return found(name)
+        except mlflow_exception() as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
 
 
 def _signature(package: Package) -> ModelSignature:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -113,6 +114,17 @@ def test_what_nobody_needs_loses_its_files_and_nothing_else(shop: Settings) -> N
     registry = open_registry(shop)
     assert registry.versions("price") == [1, 2, 3]  # their entries stay
     assert len(registry.decisions("price")) == 4
+
+
+def test_a_package_that_was_deleted_in_mlflow_by_hand_holds_up_nothing(shop: Settings) -> None:
+    before, client = files_of(shop), mlflow.MlflowClient(shop.tracking_uri)
+    for version in (1, 2):  # one stays, one goes
+        held = client.get_model_version("evergreen-price", str(version))
+        client.delete_logged_model(str(held.source).removeprefix("models:/"))
+    assert open_registry(shop).package_bytes("price", 1) == 0
+    done = retain(shop, later(400))
+    assert (set(done["tasks"]["price"]["kept"]), set(done["tasks"]["price"]["removed"])) == ({1, 3}, {2})
+    assert done["files_deleted"] and 0 < files_of(shop)[1] < before[1] and files_of(shop)[2] == 0
 
 
 def test_lineage_answers_for_what_lost_its_files(shop: Settings) -> None:
