@@ -63,7 +63,9 @@ class Tables:
     def rows_version(self, table: str) -> int:
         """The newest version of `table` that changed a row: where a ledger stands when it has learnt everything.
 
-        To put files together is a version too, and nothing to learn. -1 where the table does not exist yet.
+        To put files together is a version too, and nothing to learn. Of a table that nothing came into for as long as
+        its log is kept, the log has upkeep alone: then the oldest version that can be read, with the same rows. -1
+        where the table does not exist yet.
         """
         try:
             opened = self._open(table)
@@ -72,7 +74,8 @@ class Tables:
         commits = opened.history(_LOOKED_BACK)
         if all(one["operation"] in _UPKEEP for one in commits):
             commits = opened.history()
-        return next(int(one["version"]) for one in commits if one["operation"] not in _UPKEEP)
+        changed = (int(one["version"]) for one in commits if one["operation"] not in _UPKEEP)
+        return next(changed, int(commits[-1]["version"]))
 
     def dataset(self, table: str, version: int | None = None) -> ds.Dataset:
         """`table` at `version` (newest if None) as an Arrow dataset; an empty one at version -1.

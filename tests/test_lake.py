@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from pyarrow.dataset import Dataset
 
 from pipeline.few_rows import rows_with
@@ -157,6 +158,25 @@ def test_old_change_data_are_deleted_and_younger_ones_tell_a_held_update_what_ch
     with pytest.raises(LakeError, match="must reach back to its first version"):
         list(lake.images("events", ["event_id"]))
     assert held(lake) == [("e1", window(0).start, 1.5), ("e2", window(0).start, 2.5)] and first.inserted == 2
+
+
+def test_a_table_into_which_nothing_came_for_as_long_as_its_log_is_kept_has_a_version_to_learn_up_to(
+    lake: Lake, tmp_path: Path
+) -> None:
+    for number in range(3):
+        lake.publish(EVENTS, [window(number)], events((f"e{number}", number, 1.0)), NONE, NO_QUARANTINE)
+    lake.compact("events")
+    table = DeltaTable(str(tmp_path / "lake" / "events"))
+    table.create_checkpoint()
+    for file in (tmp_path / "lake" / "events" / "_delta_log").glob("*.json"):
+        os.utime(file, (time.time() - 500 * 86_400,) * 2)
+    table.cleanup_metadata()
+    assert [one["operation"] for one in table.history()] == ["OPTIMIZE"]
+    learnt = lake.rows_version("events")
+    assert len(lake.arrow("events", learnt)) == 3
+    newer = lake.publish(EVENTS, [window(3)], events(("e3", 3, 1.0)), NONE, NO_QUARANTINE).table_version
+    assert lake.rows_version("events") == newer
+    assert lake.changes("events", learnt, newer)["event_id"].to_pylist() == ["e3"]
 
 
 def test_a_version_that_is_not_there_is_named(lake: Lake) -> None:
